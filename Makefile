@@ -1,0 +1,42 @@
+# Every target creates the environment if it is missing. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Stamped by content: a changed pyproject.toml or constraints.txt installs again.
+READY := $(VENV)/ready
+
+.PHONY: setup demo test test-slow check bench docs clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/normsmith demo
+
+test: $(READY) docs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/generate.py --check
+
+bench: $(READY)
+	$(BIN)/normsmith bench --save benchmarks/results
+
+# The generated pages and the type stub of the public names, from the catalog.
+docs: $(READY)
+	$(BIN)/python tools/generate.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""normsmith: every normalizer of the literature as one fast PyTorch family. `normsmith.catalog()` lists them.
+
+Names are looked up on first use, so that importing this package costs next to nothing and the command starts without torch.
+"""
+
+import importlib
+from typing import Any
+
+from normsmith.errors import (
+    BackendError,
+    CaptureError,
+    InputError,
+    NormsmithError,
+    OptionError,
+    TooFewValuesError,
+    UnknownMethodError,
+)
+from normsmith.methods.catalog import CATALOG, Entry, catalog, make
+
+__version__ = "0.1.0.dev0"
+
+_ELSEWHERE = {
+    "Moments": "normsmith.moments",
+    "adain": "normsmith.methods.adain",
+    "backend": "normsmith.kernels.choose",
+    **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
+}
+
+__all__ = [  # noqa: PLE0604  (the methods come from the catalog)
+    "BackendError",
+    "CaptureError",
+    "Entry",
+    "InputError",
+    "NormsmithError",
+    "OptionError",
+    "TooFewValuesError",
+    "UnknownMethodError",
+    "catalog",
+    "make",
+    *sorted(_ELSEWHERE),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'normsmith' has no attribute {name!r}; normsmith.catalog() lists the methods")
+    value = globals()[name] = getattr(importlib.import_module(_ELSEWHERE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

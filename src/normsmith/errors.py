@@ -1,0 +1,38 @@
+"""What can go wrong, as a tree; every message says what was expected, what was got, and how to fix it.
+
+NormsmithError
+├── OptionError (ValueError)          a constructor or function was given an option it cannot work with
+│   └── UnknownMethodError            no such name in the catalog; names the nearest ones
+├── InputError (ValueError)           a tensor of the wrong shape, type or size
+│   └── TooFewValuesError             a statistic of a single element: the message names the cures
+├── CaptureError (RuntimeError)       a `mix` used a tensor it was not given, which would silently get no gradient
+└── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
+"""
+
+
+class NormsmithError(Exception):
+    """The root: catches everything this package raises on purpose."""
+
+
+class OptionError(NormsmithError, ValueError):
+    """An option that cannot work."""
+
+
+class UnknownMethodError(OptionError):
+    """A name that is not in the catalog."""
+
+
+class InputError(NormsmithError, ValueError):
+    """A tensor that cannot be normalized."""
+
+
+class TooFewValuesError(InputError):
+    """A statistic of a single element, whose variance is zero whatever the data."""
+
+
+class CaptureError(NormsmithError, RuntimeError):
+    """A `mix` depends on a tensor that was not passed to it."""
+
+
+class BackendError(NormsmithError, RuntimeError):
+    """A backend that was asked for by name cannot do the work."""

@@ -1,0 +1,97 @@
+"""Which backend does the work: decided ahead from device, type, layout and size, never from values.
+
+`auto` takes torch's own operator where one exists and measured faster (`OURS_WIN_FROM`), else our kernels, else the reference.
+`NORMSMITH_BACKEND` or `with normsmith.backend("reference"):` force one of:
+
+- `torch`      torch's own operator for the methods that have one, otherwise as `auto`
+- `cpu`        the numba kernels; an error for tensors they cannot take
+- `reference`  plain torch
+
+A further backend is one line in `_LOADERS`.
+"""
+
+import contextlib
+import importlib
+import math
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import cache
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from normsmith.cells import cut, layout
+from normsmith.errors import BackendError, OptionError
+from normsmith.kernels import Backend
+from normsmith.surroundings import must_stay_plain
+
+VARIABLE = "NORMSMITH_BACKEND"
+_LOADERS = {"cpu": "normsmith.kernels.cpu", "reference": "normsmith.kernels.reference"}
+NAMES = ("auto", "torch", *_LOADERS)
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise OptionError(f"{origin} expects one of {', '.join(NAMES)}: got {name!r}")
+    return name
+
+
+_FROM_START = _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+_forced: ContextVar[str] = ContextVar("normsmith_backend", default=_FROM_START)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force a backend inside a `with` block: "auto", "torch", "cpu" or "reference"."""
+    token = _forced.set(_checked(name, "backend()"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@cache
+def _load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(_LOADERS[name]))
+
+
+def kernels_take(x: Tensor) -> bool:
+    """Whether the cpu kernels can work on this tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and not x.is_neg()
+
+
+def backend_for(x: Tensor) -> Backend:
+    """The four operations for this tensor."""
+    forced = _forced.get()
+    if forced == "cpu" and not kernels_take(x) and x.numel() > 0:
+        raise BackendError(
+            f"the cpu backend expects float32 or float64 tensors on the CPU: got {x.dtype} on {x.device}; "
+            'leave the choice to normsmith with backend("auto")'
+        )
+    return _load("cpu" if forced != "reference" and kernels_take(x) else "reference")
+
+
+# From how many elements on our kernels win over torch's own operator, in rows and in columns; below it torch does the work. Measured by
+# `make bench` on 2 cores (docs/benchmark.md).
+OURS_WIN_FROM: dict[str, tuple[float, float]] = {
+    "batch": (65536, 65536),
+    "batch_eval": (65536, 65536),
+    "instance": (65536, 65536),
+    "group": (math.inf, 65536),
+    "layer": (math.inf, 65536),
+    "rms": (0, 0),
+}
+
+
+def prefer_torch(operator: str, x: Tensor) -> bool:
+    """Whether a method that torch has too should be torch's operator for this tensor."""
+    if torch.compiler.is_compiling():
+        return True
+    forced = _forced.get()
+    if forced != "auto":
+        return forced == "torch"
+    if not kernels_take(x) or must_stay_plain((x,)):
+        return True
+    return x.numel() < OURS_WIN_FROM[operator][layout(cut(x)) == "columns"]

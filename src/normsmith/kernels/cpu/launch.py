@@ -1,0 +1,153 @@
+"""From cut tensors to loops: finds the layout, allocates, hands over addresses, merges."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normsmith.cells import layout, statistics_of
+from normsmith.kernels import Bounds
+from normsmith.kernels.cpu import columns, merge, parallel, rows, threads
+from normsmith.moments import Moments
+
+RUN = 65536  # elements of a run of positions in the columns layout: enough for one core, many for several
+MAX_RUNS = 256
+ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
+
+
+def _laid_out(x: Tensor) -> tuple[Tensor, bool]:
+    """`x` in a layout the loops know, copied only if it is in neither; and whether that is rows."""
+    kind = layout(x)
+    return (x, kind == "rows") if kind != "neither" else (x.contiguous(), True)
+
+
+def _like(dy: Tensor, x: Tensor) -> Tensor:
+    """`dy` in the layout of `x`: a gradient may come expanded from a sum or in another memory format."""
+    if dy.dtype == x.dtype and layout(dy) == layout(x) and 0 not in dy.stride()[:2]:
+        return dy
+    return torch.empty_like(x).copy_(dy)
+
+
+def _single_sample(x: Tensor) -> Tensor:
+    """A dense columns tensor as one sample of N*S positions, for statistics that all samples share."""
+    samples, channels, positions = x.shape
+    if samples == 1 or x.stride(0) != positions * x.stride(2):
+        return x
+    return x.as_strided((1, channels, samples * positions), (x.stride(0), 1, x.stride(2)))
+
+
+def _parts(x: Tensor) -> int:
+    """Into how many runs each sample's positions are cut; depends on the data alone, so that results repeat to the bit."""
+    return max(1, min(math.ceil(x.shape[1] * x.shape[2] / RUN), MAX_RUNS))
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]
+
+
+def _layers(block: Tensor) -> list[int]:
+    """The addresses of the contiguous block[0], block[1], ..., without making tensors of them."""
+    start, size = block.data_ptr(), block.stride(0) * block.element_size()
+    return [start + i * size for i in range(block.shape[0])]
+
+
+def _place(x: Tensor, by_rows: bool) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1 if by_rows else 2)
+
+
+def _run(name: str, by_rows: bool, x: Tensor, *arguments: Any) -> None:
+    """Call the loop `name` over all cells (rows) or runs (columns), on as many cores as the size deserves."""
+    cells = x.shape[0] * (x.shape[1] if by_rows else _parts(x))
+    zero, cores = ZEROS[x.dtype], threads.available(x.numel())
+    if cores == 1:
+        getattr(rows if by_rows else columns, name)(zero, *arguments, 0, cells)
+        return
+    with threads.turn():
+        getattr(parallel, f"rows_{name}" if by_rows else f"columns_{name}")(zero, *arguments, cells, cores)
+
+
+def _sizes(x: Tensor, by_rows: bool) -> tuple[int, ...]:
+    return (x.shape[1], x.shape[2]) if by_rows else (x.shape[1], x.shape[2], _parts(x))
+
+
+def _statistics(shape: tuple[int, int], x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
+    """Values of shape (N, C) or (1, C) as contiguous tensors of one of these shapes, and the step between samples."""
+    ready = [
+        v if v.shape == shape and v.dtype == x.dtype and v.is_contiguous() else v.to(x.dtype).expand(shape).contiguous()
+        for v in values
+    ]
+    return ready, 0 if shape[0] == 1 else shape[1]
+
+
+def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Moments:
+    x, by_rows = _laid_out(x)
+    samples, channels, positions = x.shape
+    bounds = () if within is None else within
+    limits, step = _statistics(statistics_of(x, shared=all(b.shape[0] == 1 for b in bounds)), x, *bounds)
+    low, high = _addresses(limits) if limits else (None, None)
+    if shared and not by_rows and step == 0:
+        x = _single_sample(x)
+    parts = 1 if by_rows else _parts(x)
+    partial = torch.empty((3, x.shape[0] * parts, channels), dtype=torch.float64)
+    _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *_layers(partial))
+    outer = 1 if shared else samples
+    found = torch.empty((3, outer, channels), dtype=x.dtype)
+    merge.merge_moments(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
+    count: int | Tensor = found[0] if within is not None else positions * (samples if shared else 1)
+    return Moments(found[1], found[2], count)
+
+
+def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    x, by_rows = _laid_out(x)
+    values = (center, scale, bias)
+    statistics, step = _statistics(statistics_of(x, shared=all(v.shape[0] == 1 for v in values)), x, *values)
+    y = torch.empty_like(x)
+    where = (*_place(x, by_rows), *_place(y, by_rows), *_sizes(x, by_rows))
+    _run("affine", by_rows, x, *where, *_addresses(statistics), step)
+    return y
+
+
+def cell_grad_sums(
+    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False
+) -> tuple[Tensor, Tensor]:
+    x, by_rows = _laid_out(x)
+    dy = _like(dy, x)
+    samples, channels, _ = x.shape
+    bounds = () if within is None else within
+    (c, *limits), step = _statistics(
+        statistics_of(x, shared=all(t.shape[0] == 1 for t in (center, *bounds))), x, center, *bounds
+    )
+    low, high = _addresses(limits) if limits else (None, None)
+    if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
+        dy, x = _single_sample(dy), _single_sample(x)
+    parts = 1 if by_rows else _parts(x)
+    partial = torch.empty((2, x.shape[0] * parts, channels), dtype=torch.float64)
+    where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
+    _run("grad_sums", by_rows, x, *where, c.data_ptr(), low, high, step, *_layers(partial))
+    outer = 1 if shared else samples
+    found = torch.empty((2, outer, channels), dtype=x.dtype)
+    merge.merge_sums(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
+    return found[0], found[1]
+
+
+def cell_grad_input(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    pivot: Tensor,
+    offset: Tensor,
+    within: Bounds | None = None,
+) -> Tensor:
+    x, by_rows = _laid_out(x)
+    dy = _like(dy, x)
+    bounds = () if within is None else within
+    values = (scale, slope, pivot, offset, *bounds)
+    (k, a, p, o, *limits), step = _statistics(statistics_of(x, shared=all(v.shape[0] == 1 for v in values)), x, *values)
+    low, high = _addresses(limits) if limits else (None, None)
+    dx = torch.empty_like(x)
+    where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
+    _run("grad_input", by_rows, x, *where, *_addresses([k, a, p, o]), low, high, step)
+    return dx

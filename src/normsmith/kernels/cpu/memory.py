@@ -1,0 +1,44 @@
+"""How the loops reach a tensor's memory: by address, the element type carried by a zero of that type.
+
+Making a numpy array of a tensor costs more than a small kernel and marks its storage as not resizable; an address costs nothing.
+"""
+
+from typing import Any
+
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+# No "nnan" and no "ninf": a NaN that goes in must come out.
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+sequential = njit(**OPTIONS)
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any, zero: Any) -> Any:
+    """The integer `address` as a pointer to elements of the type of `zero`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(zero)(address, zero), generate
+
+
+@intrinsic
+def _item_size(typing: Any, zero: Any) -> Any:
+    """Bytes of one element of the type of `zero`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(types.int64, zero.bitwidth // 8)
+
+    return types.int64(zero), generate
+
+
+@sequential
+def view(address, zero, offset, size):
+    """`size` adjacent elements of the type of `zero`, beginning `offset` elements behind `address`."""
+    return carray(_pointer(address + offset * _item_size(zero), zero), (size,))

@@ -1,0 +1,55 @@
+"""Bringing together what several loops found of the same cells: `parts` results of C numbers each, `outer` times."""
+
+import numpy as np
+
+from normsmith.kernels.cpu.memory import sequential, view
+
+WIDE = np.float64(0)
+
+
+@sequential
+def merge_moments(zero, outer, parts, channels, count, mean, var, count_out, mean_out, var_out):
+    """The law of total variance, weighted by counts, in float64; a part that counts nothing changes nothing."""
+    total, middle, spread = np.empty(channels), np.empty(channels), np.empty(channels)
+    for o in range(outer):
+        total[:] = 0.0
+        middle[:] = 0.0
+        spread[:] = 0.0
+        for part in range(o * parts, (o + 1) * parts):
+            counts, means = view(count, WIDE, part * channels, channels), view(mean, WIDE, part * channels, channels)
+            for c in range(channels):
+                total[c] += counts[c]
+                middle[c] += counts[c] * means[c]
+        for c in range(channels):
+            middle[c] /= max(total[c], 1.0)
+        for part in range(o * parts, (o + 1) * parts):
+            counts, means = view(count, WIDE, part * channels, channels), view(mean, WIDE, part * channels, channels)
+            variances = view(var, WIDE, part * channels, channels)
+            for c in range(channels):
+                deviation = means[c] - middle[c]
+                spread[c] += counts[c] * (variances[c] + deviation * deviation)
+        at = o * channels
+        counts_out, means_out = view(count_out, zero, at, channels), view(mean_out, zero, at, channels)
+        variances_out = view(var_out, zero, at, channels)
+        for c in range(channels):
+            counts_out[c] = total[c]
+            means_out[c] = middle[c]
+            variances_out[c] = spread[c] / max(total[c], 1.0)
+
+
+@sequential
+def merge_sums(zero, outer, parts, channels, first, second, first_out, second_out):
+    """Plain sums of both."""
+    one, two = np.empty(channels), np.empty(channels)
+    for o in range(outer):
+        one[:] = 0.0
+        two[:] = 0.0
+        for part in range(o * parts, (o + 1) * parts):
+            firsts, seconds = view(first, WIDE, part * channels, channels), view(second, WIDE, part * channels, channels)
+            for c in range(channels):
+                one[c] += firsts[c]
+                two[c] += seconds[c]
+        ones, twos = view(first_out, zero, o * channels, channels), view(second_out, zero, o * channels, channels)
+        for c in range(channels):
+            ones[c] = one[c]
+            twos[c] = two[c]

@@ -1,0 +1,141 @@
+"""What every normalizer shares: the affine parameters, and the checks of options and inputs with their sentences."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normsmith.errors import InputError, OptionError, TooFewValuesError
+from normsmith.moments import Moments
+
+
+def standardized(
+    moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """The usual end of a mix: to mean 0 and variance 1, then times `weight` plus `bias`, where there are any."""
+    center, scale = moments.standardize(eps)
+    return center, scale if weight is None else scale * weight, 0.0 if bias is None else bias
+
+
+class Normalizer(nn.Module):
+    """A layer over (N, C, *spatial), any number of spatial dimensions from 0 to 3, with an optional affine map per channel.
+
+    A few methods also take a sequence of sizes for `num_features`: then they act on these trailing dimensions, as torch's do.
+    """
+
+    num_features: int | tuple[int, ...]
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        eps: float | None,
+        affine: bool,
+        bias: bool = True,
+        takes_shape: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.num_features = _features(num_features, takes_shape, name)
+        if eps is not None and not eps > 0:
+            raise OptionError(
+                f"{name} expects eps above zero, to divide by on a constant channel: got eps={eps!r}; try eps=1e-5"
+            )
+        self.eps = eps
+        self.affine = affine
+        for key, wanted in (("weight", affine), ("bias", affine and bias)):
+            empty = nn.Parameter(torch.empty(self.num_features, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(key, empty)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless `x` is a floating (N, num_features, *spatial) that, in training, holds at least one element."""
+        name = type(self).__name__
+        if isinstance(self.num_features, tuple):
+            if x.shape[x.dim() - len(self.num_features) :] != self.num_features:
+                raise InputError(
+                    f"{name} expects an input that ends in the dimensions {self.num_features}: got shape {tuple(x.shape)}; "
+                    "for channels in dimension 1 build it with num_features as an integer"
+                )
+        elif not 2 <= x.dim() <= 5:
+            raise InputError(
+                f"{name} expects an input of rank 2 to 5, (N, {self.num_features}, *spatial): got shape {tuple(x.shape)}"
+                + ("; add the batch dimension with x.unsqueeze(0)" if x.dim() == 1 else "")
+            )
+        elif x.shape[1] != self.num_features:
+            last = x.dim() > 2 and x.shape[-1] == self.num_features
+            raise InputError(
+                f"{name} expects {self.num_features} channels in dimension 1: got {x.shape[1]} in an input of shape "
+                f"{tuple(x.shape)}; "
+                + (
+                    "move the last dimension there with x.movedim(-1, 1)"
+                    if last
+                    else f"build the layer with num_features={x.shape[1]}"
+                )
+            )
+        if not x.is_floating_point():
+            raise InputError(f"{name} expects a floating-point input: got {x.dtype}; convert it with x.float()")
+        if self.training and x.numel() == 0:
+            raise InputError(
+                f"{name} expects at least one element in training: got an empty input of shape {tuple(x.shape)}; "
+                "skip empty batches, or call eval() first"
+            )
+
+    def warn_if_single(self, elements: int, statistic: str, cure: str) -> None:
+        """Warn where a batch-free statistic covers one element: the output is then the bias, whatever the input."""
+        if elements == 1 and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{type(self).__name__} expects more than one element per {statistic}: got 1, so the output is the bias "
+                f"whatever the input; {cure}",
+                stacklevel=3,
+            )
+
+    def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
+        """A new layer of torch.nn with the same options and state-dict keys, or None if torch has no such layer."""
+        return None
+
+    def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Arguments that forward needs besides `x`, made up from it: for traces, tests and benchmarks."""
+        return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = super().__call__(*args, **kwargs)
+        return output
+
+    def extra_repr(self) -> str:
+        return ", ".join([str(self.num_features), *(f"{key}={value}" for key, value in self.options().items())])
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's options besides num_features, device and dtype, as they stand."""
+        options: dict[str, Any] = {"eps": self.eps, "affine": self.affine}
+        if self.affine and self.bias is None:
+            options["bias"] = False
+        return options
+
+
+def _features(value: int | Sequence[int], takes_shape: bool, name: str) -> int | tuple[int, ...]:
+    sizes = (value,) if isinstance(value, int) else tuple(value) if takes_shape and isinstance(value, Sequence) else ()
+    if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        wanted = " or a sequence of them for trailing dimensions" if takes_shape else ""
+        raise OptionError(f"{name} expects num_features, the number of channels, as a positive integer{wanted}: got {value!r}")
+    return value if isinstance(value, int) else sizes
+
+
+def raise_single(layer: nn.Module, x: Tensor, statistic: str, cure: str) -> None:
+    """The error of a layer whose statistic would cover a single element."""
+    raise TooFewValuesError(
+        f"{type(layer).__name__} expects more than 1 value per {statistic} when training: got input of shape {tuple(x.shape)}; {cure}"
+    )

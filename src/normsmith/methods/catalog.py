@@ -1,0 +1,103 @@
+"""The catalog: every method by name, with what is known of it before it is imported. This file does not import torch.
+
+To add a method: its room `methods/<name>.py`, its oracle `tests/oracles/<name>.py`, and a line here. The public name, the tests, the
+card, `normsmith list`, and the benchmark row follow.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from normsmith.errors import OptionError, UnknownMethodError
+
+# What may be done to the input without changing the output, up to eps: x -> a x ("scale", a > 0) or x -> x + b ("shift"), with one
+# number for each channel, each sample, or each cell (sample and channel). Declared here, tested in both directions.
+CELL = frozenset({"cell scale", "cell shift", "sample scale", "sample shift", "channel scale", "channel shift"})
+SAMPLE = frozenset({"sample scale", "sample shift"})
+CHANNEL = frozenset({"channel scale", "channel shift"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method: its stem, which names room, oracle and card; its class; its traits."""
+
+    name: str
+    class_name: str
+    summary: str
+    invariances: frozenset[str]
+    batch_dependent: bool = False  # in training, a sample's output depends on the other samples
+    running: bool = False  # can keep running statistics
+    family: str = "classical"
+
+    def load(self) -> type[Any]:
+        """The class; imports its room."""
+        cls: type[Any] = getattr(importlib.import_module(f"normsmith.methods.{self.name}"), self.class_name)
+        return cls
+
+    def card(self) -> str:
+        """The docstring of the room: what it computes, where it differs, what it costs, when it fails, where it is from."""
+        return inspect.cleandoc(importlib.import_module(f"normsmith.methods.{self.name}").__doc__ or "")
+
+
+_ENTRIES = (
+    Entry("batch", "BatchNorm", "statistics per channel, over the batch", CHANNEL, batch_dependent=True, running=True),
+    Entry("layer", "LayerNorm", "statistics per sample, over channels and positions", SAMPLE),
+    Entry("instance", "InstanceNorm", "statistics per sample and channel", CELL, running=True),
+    Entry("group", "GroupNorm", "statistics per sample and group of channels", SAMPLE),
+    Entry("rms", "RMSNorm", "divided by the sample's root mean square, nothing subtracted", frozenset({"sample scale"})),
+    Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
+)
+CATALOG = {entry.name: entry for entry in _ENTRIES}
+
+
+def catalog() -> dict[str, Entry]:
+    """Every method by name."""
+    return dict(CATALOG)
+
+
+def find(name: str) -> Entry:
+    """The entry of that name, or an error that suggests the nearest."""
+    if name in CATALOG:
+        return CATALOG[name]
+    near = difflib.get_close_matches(name.lower().removesuffix("norm").strip("_ "), CATALOG, n=2, cutoff=0.5)
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "the command `normsmith list` lists them"
+    raise UnknownMethodError(f"the catalog expects the name of a method: got {name!r}; {advice}")
+
+
+def make(method: str | type[Any] | Callable[..., Any], num_features: int, **options: Any) -> Any:
+    """A normalizer from a catalog name, a class, or any factory called with `num_features` and the options.
+
+    A name may carry options of its own: `make("group:num_groups=8,eps=1e-3", 64)`.
+    """
+    if not isinstance(method, str):
+        return method(num_features, **options)
+    name, _, written = method.partition(":")
+    cls = find(name.strip()).load()
+    return cls(num_features, **_checked({**_options(method, written), **options}, cls))
+
+
+def _options(method: str, written: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in written.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier():
+            raise OptionError(f"a method expects options as name:key=value,key=value: got {item!r} in {method!r}")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
+    known = [name for name in inspect.signature(cls).parameters if name != "num_features"]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            advice = f"did you mean {near[0]!r}?" if near else "leave it out"
+            raise OptionError(f"{cls.__name__} expects options among {', '.join(known)}: got {name!r}; {advice}")
+    return options

@@ -1,0 +1,63 @@
+"""RMS norm: every sample is divided by the root of the mean of its squares; nothing is subtracted.
+
+Formula: y = x / sqrt(mean(x²) + eps) * weight, the mean over (C, *spatial) of a sample; eps=None is the machine epsilon of the type of
+x, as in torch. `RMSNorm(64)` takes (N, 64, *spatial) with one weight per channel; `RMSNorm((64,))` is torch's form: over these trailing
+dimensions of an input of any rank, one weight per element. Transformer tokens (N, T, 64) are of this form.
+
+Differs from batch norm: statistics per sample; no centring and no bias, so a constant channel is not removed; the same in training
+and evaluation, independent of the batch. Differs from papers: many models have eps=1e-6; some checkpoints keep weight - 1.
+The mean of squares is taken as var + mean², which does not cancel.
+Cost: 2 passes over x forward, 2 over x and dy backward. The trailing form is torch's operator.
+Fails when: a large common mean carries no information and drowns what does.
+Reference: Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normsmith.kernels.choose import prefer_torch
+from normsmith.methods._base import Normalizer
+from normsmith.moments import Moments
+from normsmith.normalize import normalize
+
+
+def mix(cells: Moments, batch: None, weight: Tensor | None, *, eps: float) -> tuple[float, Tensor, float]:
+    sample = cells.pool(1)
+    scale = (sample.var + sample.mean.square() + eps).rsqrt()
+    return 0.0, scale if weight is None else scale * weight, 0.0
+
+
+class RMSNorm(Normalizer):
+    """RMS norm over (N, C, *spatial), or over trailing dimensions; the card is `normsmith show rms`."""
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        eps: float | None = None,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps=eps, affine=affine, bias=False, takes_shape=True, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        trailing = self.num_features if isinstance(self.num_features, tuple) else (self.num_features,) if x.dim() == 2 else None
+        if trailing is not None and (trailing is self.num_features or prefer_torch("rms", x)):
+            return F.rms_norm(x, trailing, self.weight, self.eps)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return normalize(x, partial(mix, eps=eps), self.weight, sees="cells").y
+
+    def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
+        if spatial_dims > 0 and isinstance(self.num_features, int):
+            return None
+        sizes = list(self.num_features) if isinstance(self.num_features, tuple) else self.num_features
+        return nn.RMSNorm(sizes, eps=self.eps, elementwise_affine=self.affine)
+
+    def options(self) -> dict[str, object]:
+        return {"eps": self.eps, "affine": self.affine}

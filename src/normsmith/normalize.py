@@ -1,0 +1,195 @@
+"""THE function: cells -> moments -> mix -> affine, as one autograd node.
+
+A method is a pure function `mix(cells, batch, *tensors) -> (center, scale, bias)`; the output is (x - center) * scale + bias.
+`cells` holds the moments of every cell, (N, C); `batch` those pooled over the samples, (1, C); a method names in `sees` which of the
+two it wants, and gets None for the other. What `mix` returns is spread to (N, C), or stays (1, C) if all samples share it; center and
+bias may be plain numbers. Options are bound beforehand (functools.partial); every tensor is an argument, because one that `mix` finds
+elsewhere would get no gradient: that is an error.
+
+The node reads x twice forward (moments, affine) and twice backward (sums, gradient), and keeps x and a few numbers per cell. The
+backward runs `mix` again on those numbers, so there is no graph to keep. With center, scale and bias per cell,
+
+    d bias = sum dy,  d scale = sum dy (x - center),  d center = -scale sum dy          (the sums)
+    d mean, d var = the derivative of mix, by autograd                                  (small)
+    d x = scale dy + d mean / count + 2 d var (x - mean) / count                        (the gradient)
+
+Where somebody must see plain operations (`surroundings.py`), or differentiates the gradient, the same steps run as ordinary torch.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from normsmith.cells import cut, statistics_of
+from normsmith.errors import CaptureError
+from normsmith.kernels import Backend, Bounds, reference
+from normsmith.kernels.choose import backend_for
+from normsmith.moments import Moments
+from normsmith.surroundings import must_stay_plain
+
+Sees = Literal["cells", "batch", "both", "nothing"]
+Mix = Callable[..., tuple[Tensor | float, Tensor, Tensor | float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """The output, and the moments it was made from, cut from the graph: for running statistics."""
+
+    y: Tensor
+    cells: Moments | None
+    batch: Moments | None
+
+
+def normalize(x: Tensor, mix: Mix, *tensors: Tensor | None, sees: Sees, within: Bounds | None = None) -> Normalized:
+    """Normalize `x` (N, C, *spatial) as `mix` says; moments count only elements strictly between the bounds of `within`."""
+    given = tuple(t for t in tensors if t is not None)
+    step = _Pass(mix, tuple(t is not None for t in tensors), sees, within)
+    if must_stay_plain((x, *given)):
+        y = step.plain(x, given)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
+        y = _Node.apply(step, x, *given)
+    else:
+        y = step.forward(backend_for(x), x, given)
+    return Normalized(y, step.cells, step.batch)
+
+
+class _Pass:
+    """One forward of one tensor, and what its backward needs besides x and the tensors of the mix: O(N*C) numbers."""
+
+    def __init__(self, mix: Mix, present: tuple[bool, ...], sees: Sees, within: Bounds | None) -> None:
+        self.mix = mix
+        self.present = present
+        self.sees = sees
+        self.within = within
+        self.backend: Backend = reference
+        self.cells: Moments | None = None
+        self.batch: Moments | None = None
+
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The whole forward as ordinary differentiable operations."""
+        with _without_autocast(x):
+            view = cut(x)
+            cells, batch = self.moments(reference, view)
+            y = reference.cell_affine(view, *self.mixed(view, cells, batch, tensors)).view(x.shape)
+        self.cells, self.batch = cells and cells.detach(), batch and batch.detach()
+        return y
+
+    def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
+        self.backend = backend
+        view = cut(x.detach())
+        with _without_autocast(x), torch.no_grad():
+            self.cells, self.batch = self.moments(backend, view)
+            with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
+                affine = self.mixed(view, self.cells, self.batch, [t.detach() for t in tensors])
+            if any(value.requires_grad for value in affine):
+                raise CaptureError(
+                    "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
+                    f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
+                )
+            return backend.cell_affine(view, *affine).view(x.shape)
+
+    def moments(self, backend: Backend, view: Tensor) -> tuple[Moments | None, Moments | None]:
+        """The moments the mix asked to see: (cells, batch)."""
+        if self.sees == "nothing":
+            return None, None
+        if self.sees == "batch":
+            return None, backend.cell_moments(view, self.within, shared=True)
+        cells = backend.cell_moments(view, self.within)
+        return cells, cells.pool(0) if self.sees == "both" else None
+
+    def mixed(
+        self, view: Tensor, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Center, scale and bias, spread to (N, C), or to (1, C) if all samples share them."""
+        rest = iter(tensors)
+        center, scale, bias = self.mix(cells, batch, *(next(rest) if here else None for here in self.present))
+        sizes = [value.shape for value in (center, scale, bias) if isinstance(value, Tensor)]
+        shape = statistics_of(view, shared=all(len(size) < 2 or size[0] == 1 for size in sizes))
+        dtype = reference.statistics_type(view)
+
+        def spread(value: Tensor | float) -> Tensor:
+            if not isinstance(value, Tensor):
+                return torch.full(shape, value, dtype=dtype, device=view.device)
+            return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
+
+        return spread(center), spread(scale), spread(bias)
+
+    def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
+        view, grad = cut(x), cut(dy)
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
+            cells, batch = (m and m.detach().map(lambda t: t.requires_grad_(needed[0])) for m in (self.cells, self.batch))
+            affine = self.mixed(view, cells, batch, leaves)
+        center, scale, _ = (value.detach() for value in affine)
+        total, product = self.backend.cell_grad_sums(grad, view, center, shared=scale.shape[0] == 1)
+        sources = [m for m in (cells, batch) if m is not None and needed[0]]
+        inputs = [t for m in sources for t in (m.mean, m.var)] + [leaf for leaf in leaves if leaf.requires_grad]
+        outputs = [pair for pair in zip(affine, (-scale * total, product, total), strict=True) if pair[0].requires_grad]
+        found = _grad(outputs, inputs)
+        dx = self.grad_input(grad, view, scale, found).view(x.shape) if needed[0] else None
+        rest = iter(found[2 * len(sources) :])
+        return [dx, *(next(rest) if leaf.requires_grad else None for leaf in leaves)]
+
+    def grad_input(self, dy: Tensor, x: Tensor, scale: Tensor, found: Sequence[Tensor]) -> Tensor:
+        """dx from the gradients of the moments; those of cells and of the batch add up to one line in x."""
+        lines = [
+            _line(moments, found[2 * i], found[2 * i + 1])
+            for i, moments in enumerate(m for m in (self.cells, self.batch) if m is not None)
+        ]
+        if not lines:
+            zero = torch.zeros_like(scale)
+            return self.backend.cell_affine(dy, zero, scale, zero)
+        slope, pivot, offset = lines[0]
+        for other_slope, other_pivot, other_offset in lines[1:]:
+            offset = offset + other_offset + other_slope * (pivot - other_pivot)
+            slope = slope + other_slope
+        return self.backend.cell_grad_input(dy, x, scale, slope, pivot, offset, self.within)
+
+
+def _line(moments: Moments, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient through one mean and one variance as slope * (x - pivot) + offset."""
+    count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
+    return 2 * d_var / count, moments.mean, d_mean / count
+
+
+def _grad(outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not outputs or not inputs:
+        return [torch.zeros_like(t) for t in inputs]
+    values, grads = zip(*outputs, strict=True)
+    return torch.autograd.grad(values, inputs, grads, allow_unused=True, materialize_grads=True)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Statistics and mixes are computed in the type they are in, autocast or not."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: _Pass, x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.step = step
+        ctx.save_for_backward(x, *tensors)
+        return step.forward(backend_for(x), x, tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        needed = ctx.needs_input_grad[1:]
+        x, *tensors = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return None, *ctx.step.backward(grads[0], x, tensors, needed)
+        # The gradient will be differentiated itself. Views, so that a tensor computed from x does not count x twice.
+        x, *tensors = (t.view_as(t) for t in (x, *tensors))
+        y = ctx.step.plain(x, tensors)
+        inputs = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
+        found = iter(torch.autograd.grad(y, inputs, grads[0], create_graph=True, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)

@@ -1,0 +1,27 @@
+"""Who is looking: whether a forward runs under something that must see plain torch operations.
+
+The autograd node and its kernels work on real memory. Whatever traces, transforms or intercepts operations gets the plain path,
+which computes the same numbers from ordinary torch operations. This is the only file that reads torch's private state; each line of
+it has a test.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether the node would be wrong or invisible here: compile, export, torch.func, forward AD, subclasses, modes, tracing."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func.grad, vmap, jvp, functionalize
+        return True
+    if forward_ad._current_level >= 0:  # torch.autograd.forward_ad
+        return True
+    if torch._C._len_torch_dispatch_stack() > 0:  # FakeTensorMode, FLOP counters, user modes
+        return True
+    if torch.jit.is_tracing():
+        return True
+    return any(type(t) not in _PLAIN_TYPES for t in tensors)  # FakeTensor, DTensor, quantized and user subclasses

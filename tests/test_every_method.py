@@ -1,0 +1,445 @@
+"""The battery: every line of the catalog, without a test of its own. Exceptions are traits of the catalog, never names in here."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from helpers import (
+    BACKENDS,
+    CASES,
+    CHANNELS,
+    FORMATS,
+    ODD_SHAPES,
+    SHAPES,
+    VARIANTS,
+    accepts,
+    assert_same,
+    by_oracle,
+    example,
+    tensors_of,
+)
+from torch import Tensor
+
+import normsmith as ns
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_variant = pytest.mark.parametrize("case", VARIANTS, ids=str)
+
+
+def outputs_and_gradients(run, tensors, seed=3):
+    """The output, and the gradient of a random projection of it with respect to everything that requires one."""
+    y = run()
+    wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
+    projection = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(y.dtype)
+    found = torch.autograd.grad(y, list(wanted.values()), projection, allow_unused=True, materialize_grads=True)
+    return y, dict(zip(wanted, found, strict=True))
+
+
+def compare_with_oracle(case, layer, x, tolerance=None):
+    extra = {k: v.requires_grad_() for k, v in layer.example_inputs(x).items()}
+    before = tensors_of(layer)
+    ours_in = {"x": x.detach().clone(memory_format=torch.preserve_format).requires_grad_(), **extra}
+    y, grads = outputs_and_gradients(lambda: layer(ours_in["x"], **extra), {**ours_in, **dict(layer.named_parameters())})
+    wide = {
+        k: v if v is None or not v.is_floating_point() else v.detach().double().requires_grad_(v.requires_grad)
+        for k, v in before.items()
+    }
+    inputs = {k: v.detach().double().requires_grad_() for k, v in ours_in.items()}
+    result = {}
+
+    def oracle():
+        expected, result["buffers"] = by_oracle(layer, case.name, inputs["x"], wide, {k: inputs[k] for k in extra})
+        return expected
+
+    expected, expected_grads = outputs_and_gradients(oracle, {**inputs, **wide})
+    assert y.dtype == x.dtype
+    assert_same(y, expected, "output", tolerance)
+    for name, grad in grads.items():
+        assert_same(grad, expected_grads[name], f"gradient of {name}", tolerance)
+    buffers = dict(layer.named_buffers())
+    for name, old in ((k, v) for k, v in before.items() if k in buffers and v is not None):
+        new = result["buffers"].get(name, old)
+        assert_same(buffers[name].double(), new.double(), f"buffer {name}", 1e-6 if tolerance is None else tolerance)
+
+
+@every_variant
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_equals_the_oracle(case, backend, shape, training):
+    layer, x = case.make().train(training), example(shape)
+    if not accepts(case.make().train(training), x):
+        pytest.skip("a statistic of a single element is an error of its own")
+    with ns.backend(backend):
+        compare_with_oracle(case, layer, x)
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_odd_sizes_in_float32(case, backend, shape, channels_last):
+    layer, x = case.make(torch.float32), example(shape, torch.float32)
+    if channels_last:
+        if x.dim() not in FORMATS:
+            pytest.skip("no such memory format at this rank")
+        x = x.contiguous(memory_format=FORMATS[x.dim()])
+    if not accepts(case.make(torch.float32), x):
+        pytest.skip("a statistic of a single element is an error of its own")
+    with ns.backend(backend):
+        compare_with_oracle(case, layer, x, tolerance=2e-3)
+
+
+LARGE = (6, CHANNELS, 64, 33)  # past one block of the kernels, and enough for several cores
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "sliced", "transposed", "every other", "expanded"])
+def test_any_strides(case, backend, kind):
+    layer = case.make(torch.float32)
+    wide = example((LARGE[0] + 2, CHANNELS, *LARGE[2:]), torch.float32)
+    views = {
+        "contiguous": lambda: wide[:6].contiguous(),
+        "channels_last": lambda: wide[:6].contiguous(memory_format=torch.channels_last),
+        "sliced": lambda: torch.cat([wide, wide], 1)[1:7, 5 : 5 + CHANNELS],
+        "transposed": lambda: wide.transpose(2, 3)[2:],
+        "every other": lambda: torch.cat([wide, wide], 3)[::2, :, :, ::2],
+        "expanded": lambda: wide[:1].expand(3, -1, -1, -1),
+    }
+    x = views[kind]()
+    with ns.backend(backend):
+        y = layer(x, **layer.example_inputs(x))
+        if kind in {"contiguous", "channels_last"}:
+            assert y.stride() == x.stride(), "the memory format of the input is kept"
+        assert_same(y, layer_on_copy(case, x), "output")
+        compare_with_oracle(case, case.make(torch.float32), x, tolerance=2e-3)
+
+
+def layer_on_copy(case, x):
+    layer = case.make(torch.float32)
+    dense = x.contiguous().clone()
+    with ns.backend("reference"):
+        return layer(dense, **layer.example_inputs(dense))
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_in_another_memory_format(case, backend):
+    results = []
+    for grad_format in (torch.contiguous_format, torch.channels_last):
+        layer, x = case.make(), example((3, CHANNELS, 5, 6)).requires_grad_()
+        with ns.backend(backend):
+            y = layer(x, **layer.example_inputs(x))
+            dy = example(tuple(y.shape), seed=4).contiguous(memory_format=grad_format)
+            results.append(torch.autograd.grad(y, x, dy)[0])
+            expanded = torch.autograd.grad(layer(x, **layer.example_inputs(x)).sum(), x)[0]
+            dense = torch.autograd.grad(layer(x, **layer.example_inputs(x)), x, torch.ones_like(y))[0]
+            assert_same(expanded, dense, "gradient of a sum")
+    assert_same(results[0], results[1], "gradient")
+
+
+@every_variant
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradcheck(case, backend):
+    layer, x = case.make(), example((3, CHANNELS, 2, 2)).requires_grad_()
+    extra = {k: v.requires_grad_() for k, v in layer.example_inputs(x).items()}
+    with ns.backend(backend):
+        assert torch.autograd.gradcheck(lambda x, *e: layer(x, **dict(zip(extra, e, strict=True))), (x, *extra.values()))
+
+
+@every_case
+def test_second_derivatives(case):
+    layer, x = case.make(), example((2, CHANNELS, 3)).requires_grad_()
+    extra = layer.example_inputs(x)
+    with ns.backend("cpu"):
+        assert torch.autograd.gradgradcheck(lambda x: layer(x, **extra), (x,))
+
+
+@every_variant
+def test_every_parameter_gets_a_gradient(case):
+    layer, x = case.make(), example((3, CHANNELS, 5, 6))
+    if not list(layer.parameters()):
+        pytest.skip("no parameters")
+    with ns.backend("cpu"):
+        layer(x, **layer.example_inputs(x)).mul(example((3, CHANNELS, 5, 6), seed=7)).sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert parameter.grad.abs().sum() > 0, f"the gradient of {name} is zero"
+
+
+def _change(kind: str, x: Tensor) -> Tensor:
+    sizes = {"cell": x.shape[:2], "sample": (x.shape[0], 1), "channel": (1, x.shape[1])}[kind.split(maxsplit=1)[0]]
+    value = (
+        torch.rand(sizes, generator=torch.Generator().manual_seed(9), dtype=x.dtype).view(*sizes, *[1] * (x.dim() - 2)) + 0.5
+    )
+    return x * value if kind.endswith("scale") else x + 300 * value
+
+
+@every_case
+@pytest.mark.parametrize("kind", ["cell scale", "cell shift", "sample scale", "sample shift", "channel scale", "channel shift"])
+def test_declared_invariances_hold_and_undeclared_fail(case, kind):
+    layer, x = case.make(), example((4, CHANNELS, 5, 6)) * 50  # large, so that eps does not count
+    extra = layer.example_inputs(x)
+    change = (layer(_change(kind, x), **extra) - layer(x, **extra)).abs().max().item()
+    if kind in case.entry.invariances:
+        assert change < 1e-4, f"declared invariant to {kind}, but the output moves by {change}"
+    else:
+        assert change > 1e-2, f"not declared invariant to {kind}, but the output stays"
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_batch_dependence_is_as_declared(case, training):
+    layer, x = case.make().train(training), example((4, CHANNELS, 5, 6))
+    extra = layer.example_inputs(x)
+    mates = x.clone()
+    mates[1:] = mates[1:] * 2 + 1
+    moved = (layer(x, **extra)[0] - layer(mates, **extra)[0]).abs().max().item()
+    if case.entry.batch_dependent and training:
+        assert moved > 1e-3
+    else:
+        assert moved < 1e-12
+
+
+@every_case
+def test_running_statistics_are_as_declared(case):
+    every = [c for c in VARIANTS if c.name == case.name]
+    assert any("running_mean" in dict(c.make().named_buffers()) for c in every) == case.entry.running
+    for variant in every:
+        layer, x = variant.make().eval(), example((4, CHANNELS, 5, 6))
+        before = copy.deepcopy(layer.state_dict())
+        layer(x, **layer.example_inputs(x))
+        assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items()), "evaluation changed the state"
+
+
+@every_case
+def test_permuting_samples_permutes_outputs(case):
+    layer, x = case.make(), example((5, CHANNELS, 4))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    extra = layer.example_inputs(x)
+    shuffled = case.make()(x[order], **{k: v[order] for k, v in extra.items()})
+    assert_same(shuffled, layer(x, **extra)[order], "output")
+
+
+@every_variant
+def test_round_trips(case):
+    layer, x = case.make(), example((3, CHANNELS, 5, 6))
+    extra = layer.example_inputs(x)
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = ns.make(case.name, CHANNELS, dtype=torch.float64, **case.options)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    others = [fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    expected = layer.eval()(x, **extra)
+    for other in others:
+        assert torch.equal(other.eval()(x, **extra), expected)
+    rebuilt = type(layer)(CHANNELS, dtype=torch.float64, **layer.options())
+    assert repr(rebuilt) == repr(layer)
+    assert str(CHANNELS) in repr(layer)
+
+
+@every_variant
+@pytest.mark.parametrize("spatial_dims", [0, 1, 2, 3])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_swaps_with_the_twin_of_torch(case, spatial_dims, training):
+    layer = case.make().train(training)
+    twin = layer.torch_twin(spatial_dims)
+    if twin is None:
+        pytest.skip("torch has no such layer")
+    x = example(SHAPES[spatial_dims])
+    if not accepts(case.make().train(training), x):
+        pytest.skip("a statistic of a single element is an error of its own")
+    twin = twin.double().train(training)
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    assert_same(layer(x), twin(x), "output")
+    back = ns.make(case.name, CHANNELS, dtype=torch.float64, **case.options).train(training)
+    back.load_state_dict(twin.state_dict(), strict=True)
+    assert_same(back.eval()(x), twin.eval()(x), "output after loading back")
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_input(case, backend, dtype):
+    layer, x = case.make(torch.float32), example((4, CHANNELS, 8, 8), dtype)
+    if backend == "cpu":
+        with ns.backend("cpu"), pytest.raises(ns.BackendError, match="float32 or float64"):
+            layer(x, **layer.example_inputs(x))
+        return
+    with ns.backend(backend):
+        compare_with_oracle(case, layer, x, tolerance=0.06)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_far_from_zero_stays_finite(case, dtype):
+    layer = case.make(torch.float32)
+    x = (example((4, CHANNELS, 8, 8)) + 1000).to(dtype)
+    assert torch.isfinite(layer(x, **layer.example_inputs(x))).all()
+
+
+@every_case
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_keeps_the_type_of_the_input(case, backend):
+    x = example((4, CHANNELS, 8, 8), torch.float32)
+    with ns.backend(backend):
+        for dtype in (torch.float32, torch.bfloat16):
+            layer, cast = case.make(torch.float32), x.to(dtype).requires_grad_()
+            extra = layer.example_inputs(cast)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = layer(cast, **extra)
+            assert y.dtype == dtype
+            y.float().sum().backward()
+            assert_same(y, case.make(torch.float32)(cast.detach(), **extra), "output under autocast")
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constant_channels(case, backend):
+    layer = case.make()
+    x = example((4, CHANNELS, 5, 6))
+    x[:, 3] = 7.0
+    x.requires_grad_()
+    with ns.backend(backend):
+        y = layer(x, **layer.example_inputs(x))
+        y.square().sum().backward()
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(x.grad).all()
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_far_from_zero(case, backend, channels_last):
+    """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator."""
+    x = torch.randn((8, CHANNELS, 16, 16), dtype=torch.float64) + 1e4
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = x.float()
+    layer, wide = case.make(torch.float32), case.make(torch.float64)
+    wide.load_state_dict(layer.state_dict())
+    extra = layer.example_inputs(x)
+    expected = wide(x.double(), **{k: v.double() for k, v in extra.items()})
+    allowed = 2e-3 + 1e-6 * expected.abs().max()
+    twin = layer.torch_twin()
+    if backend in {"auto", "torch"} and twin is not None:
+        twin.load_state_dict(layer.state_dict())
+        allowed = max(allowed, 2 * (twin(x).double() - expected).abs().max())
+    with ns.backend(backend):
+        assert (layer(x, **extra).double() - expected).abs().max() < allowed
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_goes_in_and_comes_out(case, backend):
+    layer, x = case.make(torch.float32), example((4, CHANNELS, 8, 8), torch.float32)
+    extra = layer.example_inputs(x)
+    x[1, 2, 3, 4] = float("nan")
+    with ns.backend(backend):
+        y = layer(x, **extra)
+    assert torch.isnan(y[1, 2]).all() or torch.isnan(y[1, 2, 3, 4])
+
+
+@every_case
+def test_one_step_of_training(case):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = (
+                torch.nn.Conv2d(3, CHANNELS, 3),
+                case.make(torch.float32),
+                torch.nn.Linear(CHANNELS, 2),
+            )
+
+        def forward(self, x):
+            h = self.conv(x)
+            return self.head(torch.relu(self.norm(h, **self.norm.example_inputs(h))).mean((2, 3)))
+
+    net, x, target = Net(), torch.randn(8, 3, 9, 9), torch.randint(0, 2, (8,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    losses = []
+    for _ in range(15):
+        loss = torch.nn.functional.cross_entropy(net(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_on_the_meta_device(case, training):
+    with torch.device("meta"):
+        layer = ns.make(case.name, CHANNELS, **case.options).train(training)
+        x = torch.empty(4, CHANNELS, 5, 6)
+    y = layer(x, **layer.example_inputs(x))
+    assert y.is_meta
+    assert y.shape == x.shape
+    skipped = torch.nn.utils.skip_init(case.entry.load(), CHANNELS, **case.options)
+    assert all(not t.is_meta for t in skipped.state_dict().values())
+
+
+@every_case
+def test_saves_x_and_little_else(case):
+    layer, x = case.make(torch.float32), example((8, CHANNELS, 32, 32), torch.float32).requires_grad_()
+    extra = layer.example_inputs(x)
+    sizes = {}
+
+    def note(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with ns.backend("cpu"), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        layer(x, **extra)
+    large = [size for size in sizes.values() if size >= x.numel()]
+    assert len(large) <= 1
+    assert sum(sizes.values()) - sum(large) <= 16 * x.shape[0] * CHANNELS
+
+
+WRONG = {
+    "channels": (lambda: torch.randn(4, CHANNELS + 1, 5), "channels in dimension 1"),
+    "last": (lambda: torch.randn(4, 5, CHANNELS), "movedim"),
+    "rank 1": (lambda: torch.randn(CHANNELS), "rank 2 to 5"),
+    "rank 6": (lambda: torch.randn(2, CHANNELS, 2, 2, 2, 2), "rank 2 to 5"),
+    "integers": (lambda: torch.ones(4, CHANNELS, 5, dtype=torch.long), "floating-point"),
+    "empty": (lambda: torch.randn(0, CHANNELS, 5), "at least one element"),
+}
+
+
+@every_case
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_input_is_one_sentence_and_changes_nothing(case, wrong):
+    make_input, sentence = WRONG[wrong]
+    layer = case.make(torch.float32)
+    before = copy.deepcopy(layer.state_dict())
+    x = make_input()
+    with pytest.raises(ns.InputError, match=sentence) as raised:
+        layer(x, **layer.example_inputs(x))
+    assert "\n" not in str(raised.value)
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+@every_case
+def test_empty_input_in_evaluation(case):
+    layer, x = case.make(torch.float32).eval(), torch.randn(0, CHANNELS, 5, 5)
+    assert layer(x, **layer.example_inputs(x)).shape == x.shape
+
+
+@every_case
+def test_bad_options(case):
+    for wrong in (0, -3, 2.5, "8", True):
+        with pytest.raises(ns.OptionError, match="positive integer"):
+            ns.make(case.name, wrong)
+    with pytest.raises(ns.OptionError, match="eps above zero"):
+        ns.make(case.name, CHANNELS, eps=0.0)
+    if case.entry.running:
+        for wrong in (-0.1, 1.5):
+            with pytest.raises(ns.OptionError, match="from 0 to 1"):
+                ns.make(case.name, CHANNELS, momentum=wrong)
+    with pytest.raises(ns.OptionError, match="expects options among"):
+        ns.make(case.name, CHANNELS, frobnicate=1)
