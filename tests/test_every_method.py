@@ -102,7 +102,7 @@ def test_any_strides(case, backend, kind):
     layer = case.make(torch.float32)
     wide = example((LARGE[0] + 2, CHANNELS, *LARGE[2:]), torch.float32)
     views = {
-        "contiguous": lambda: wide[:6].contiguous(),
+        "contiguous": lambda: wide[:6] * 1,
         "channels_last": lambda: wide[:6].contiguous(memory_format=torch.channels_last),
         "sliced": lambda: torch.cat([wide, wide], 1)[1:7, 5 : 5 + CHANNELS],
         "transposed": lambda: wide.transpose(2, 3)[2:],
@@ -408,6 +408,7 @@ WRONG = {
     "rank 6": (lambda: torch.randn(2, CHANNELS, 2, 2, 2, 2), "rank 2 to 5"),
     "integers": (lambda: torch.ones(4, CHANNELS, 5, dtype=torch.long), "floating-point"),
     "empty": (lambda: torch.randn(0, CHANNELS, 5), "at least one element"),
+    "no positions": (lambda: torch.randn(4, CHANNELS, 0), "at least one element"),
 }
 
 
@@ -421,6 +422,18 @@ def test_bad_input_is_one_sentence_and_changes_nothing(case, wrong):
     with pytest.raises(ns.InputError, match=sentence) as raised:
         layer(x, **layer.example_inputs(x))
     assert "\n" not in str(raised.value)
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+@every_case
+def test_an_input_more_precise_than_the_layer_is_refused(case):
+    layer, x = case.make(torch.float32), example((4, CHANNELS, 5))
+    if not layer.state_dict():
+        pytest.skip("a layer without parameters takes any precision")
+    before = copy.deepcopy(layer.state_dict())
+    for backend in BACKENDS:
+        with ns.backend(backend), pytest.raises(ns.InputError, match="no more precise than its parameters"):
+            layer(x, **layer.example_inputs(x))
     assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
 
 

@@ -55,8 +55,8 @@ class Moments:
     def pool(self, dims: Dims) -> "Moments":
         """The moments of the union of all cells along `dims`, which are kept with size 1."""
         if not isinstance(self.count, Tensor):
-            means = Moments.of(self.mean, dims)
-            return Moments(means.mean, self.var.mean(dims, keepdim=True) + means.var, self.count * means.count)
+            between = Moments.of(self.mean, dims)
+            return Moments(between.mean, self.var.mean(dims, keepdim=True) + between.var, self.count * between.count)
         # A cell that counts nothing may hold anything, even NaN: it must not touch the others.
         counts = self.count.expand_as(self.mean)
         held = counts > 0
@@ -70,7 +70,7 @@ class Moments:
     def pool_groups(self, groups: int) -> "Moments":
         """For moments of shape (N, C): pooled within `groups` groups of adjacent channels, and spread over their channels again."""
         channels = self.mean.shape[1]
-        grouped = self.map(lambda t: t.unflatten(1, (groups, channels // groups))).pool(2)
+        grouped = self.map(lambda t: t.reshape(-1, groups, channels // groups)).pool(2)
         return grouped.map(lambda t: t.expand(-1, -1, channels // groups).flatten(1))
 
     def merge(self, *others: "Moments") -> "Moments":

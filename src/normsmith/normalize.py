@@ -1,6 +1,7 @@
 """THE function: cells -> moments -> mix -> affine, as one autograd node.
 
-A method is a pure function `mix(cells, batch, *tensors) -> (center, scale, bias)`; the output is (x - center) * scale + bias.
+A method is a pure function `mix(cells, batch, *tensors) -> (center, scale, bias)`; the output is (x - center) * scale + bias. (It may
+return a `Standardized` instead, which stands for such a triple.)
 `cells` holds the moments of every cell, (N, C); `batch` those pooled over the samples, (1, C); a method names in `sees` which of the
 two it wants, and gets None for the other. What `mix` returns is spread to (N, C), or stays (1, C) if all samples share it; center and
 bias may be plain numbers. Options are bound beforehand (functools.partial); every tensor is an argument, because one that `mix` finds
@@ -20,11 +21,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from normsmith.affine import Standardized, Triple, pull_triple, through
 from normsmith.cells import cut, statistics_of
 from normsmith.errors import CaptureError
 from normsmith.kernels import Backend, Bounds, reference
@@ -33,7 +36,7 @@ from normsmith.moments import Moments
 from normsmith.surroundings import must_stay_plain
 
 Sees = Literal["cells", "batch", "both", "nothing"]
-Mix = Callable[..., tuple[Tensor | float, Tensor, Tensor | float]]
+Mix = Callable[..., Triple | Standardized]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ def normalize(x: Tensor, mix: Mix, *tensors: Tensor | None, sees: Sees, within: 
     if must_stay_plain((x, *given)):
         y = step.plain(x, given)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
-        y = _Node.apply(step, x, *given)
+        y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
     else:
         y = step.forward(backend_for(x), x, given)
     return Normalized(y, step.cells, step.batch)
@@ -75,7 +78,8 @@ class _Pass:
         with _without_autocast(x):
             view = cut(x)
             cells, batch = self.moments(reference, view)
-            y = reference.cell_affine(view, *self.mixed(view, cells, batch, tensors)).view(x.shape)
+            triple = self.mixed(cells, batch, tensors)[1]
+            y = reference.cell_affine(view, *_spread(view, triple)).view(x.shape)
         self.cells, self.batch = cells and cells.detach(), batch and batch.detach()
         return y
 
@@ -86,13 +90,13 @@ class _Pass:
         with _without_autocast(x), torch.no_grad():
             self.cells, self.batch = self.moments(backend, view)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
-                affine = self.mixed(view, self.cells, self.batch, [t.detach() for t in tensors])
-            if any(value.requires_grad for value in affine):
+                triple = self.mixed(self.cells, self.batch, [t.detach() for t in tensors])[1]
+            if any(isinstance(value, Tensor) and value.requires_grad for value in triple):
                 raise CaptureError(
                     "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
                     f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
                 )
-            return backend.cell_affine(view, *affine).view(x.shape)
+            return backend.cell_affine(view, *_spread(view, triple)).view(x.shape)
 
     def moments(self, backend: Backend, view: Tensor) -> tuple[Moments | None, Moments | None]:
         """The moments the mix asked to see: (cells, batch)."""
@@ -104,45 +108,36 @@ class _Pass:
         return cells, cells.pool(0) if self.sees == "both" else None
 
     def mixed(
-        self, view: Tensor, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Center, scale and bias, spread to (N, C), or to (1, C) if all samples share them."""
+        self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]
+    ) -> tuple[Standardized | None, Triple]:
+        """What the mix gives: center, scale and bias, and the value they come from if it has a derivative of its own."""
         rest = iter(tensors)
-        center, scale, bias = self.mix(cells, batch, *(next(rest) if here else None for here in self.present))
-        sizes = [value.shape for value in (center, scale, bias) if isinstance(value, Tensor)]
-        shape = statistics_of(view, shared=all(len(size) < 2 or size[0] == 1 for size in sizes))
-        dtype = reference.statistics_type(view)
-
-        def spread(value: Tensor | float) -> Tensor:
-            if not isinstance(value, Tensor):
-                return torch.full(shape, value, dtype=dtype, device=view.device)
-            return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
-
-        return spread(center), spread(scale), spread(bias)
+        found = self.mix(cells, batch, *(next(rest) if here else None for here in self.present))
+        return (found, found.triple()) if isinstance(found, Standardized) else (None, found)
 
     def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
+        given = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
+        cells, batch = (m and m.detach() for m in (self.cells, self.batch))
+        statistics = [t.requires_grad_() for m in (cells, batch) if m and needed[0] for t in (m.mean, m.var)]
         with torch.enable_grad():
-            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
-            cells, batch = (m and m.detach().map(lambda t: t.requires_grad_(needed[0])) for m in (self.cells, self.batch))
-            affine = self.mixed(view, cells, batch, leaves)
-        center, scale, _ = (value.detach() for value in affine)
+            standardized, triple = self.mixed(cells, batch, given)
+        center, scale, _ = (t.detach() for t in _spread(view, triple))
         total, product = self.backend.cell_grad_sums(grad, view, center, shared=scale.shape[0] == 1)
-        sources = [m for m in (cells, batch) if m is not None and needed[0]]
-        inputs = [t for m in sources for t in (m.mean, m.var)] + [leaf for leaf in leaves if leaf.requires_grad]
-        outputs = [pair for pair in zip(affine, (-scale * total, product, total), strict=True) if pair[0].requires_grad]
-        found = _grad(outputs, inputs)
-        dx = self.grad_input(grad, view, scale, found).view(x.shape) if needed[0] else None
-        rest = iter(found[2 * len(sources) :])
-        return [dx, *(next(rest) if leaf.requires_grad else None for leaf in leaves)]
+        pull = standardized.pull if standardized else partial(pull_triple, triple)
+        with torch.no_grad():
+            found = pull(scale, total, product)
+        leaves = [*statistics, *(t for t in given if t.requires_grad)]
+        grads = through(found, leaves)
+        dx = self.grad_input(grad, view, scale, grads[: len(statistics)]).view(x.shape) if needed[0] else None
+        rest = iter(grads[len(statistics) :])
+        return [dx, *(next(rest) if t.requires_grad else None for t in given)]
 
-    def grad_input(self, dy: Tensor, x: Tensor, scale: Tensor, found: Sequence[Tensor]) -> Tensor:
+    def grad_input(self, dy: Tensor, x: Tensor, scale: Tensor, grads: Sequence[Tensor | None]) -> Tensor:
         """dx from the gradients of the moments; those of cells and of the batch add up to one line in x."""
-        lines = [
-            _line(moments, found[2 * i], found[2 * i + 1])
-            for i, moments in enumerate(m for m in (self.cells, self.batch) if m is not None)
-        ]
+        sources = [m for m in (self.cells, self.batch) if m is not None]
+        lines = [_line(m, grads[2 * i], grads[2 * i + 1]) for i, m in enumerate(sources)]
         if not lines:
             zero = torch.zeros_like(scale)
             return self.backend.cell_affine(dy, zero, scale, zero)
@@ -153,17 +148,25 @@ class _Pass:
         return self.backend.cell_grad_input(dy, x, scale, slope, pivot, offset, self.within)
 
 
-def _line(moments: Moments, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _spread(view: Tensor, triple: Triple) -> tuple[Tensor, Tensor, Tensor]:
+    """Center, scale and bias as tensors of one shape, (N, C), or (1, C) if all samples share them."""
+    sizes = [value.shape for value in triple if isinstance(value, Tensor)]
+    shape = statistics_of(view, shared=all(len(size) < 2 or size[0] == 1 for size in sizes))
+    dtype = reference.statistics_type(view)
+
+    def spread(value: Tensor | float) -> Tensor:
+        if not isinstance(value, Tensor):
+            return torch.full(shape, value, dtype=dtype, device=view.device)
+        return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
+
+    return spread(triple[0]), spread(triple[1]), spread(triple[2])
+
+
+def _line(moments: Moments, d_mean: Tensor | None, d_var: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient through one mean and one variance as slope * (x - pivot) + offset."""
     count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
-    return 2 * d_var / count, moments.mean, d_mean / count
-
-
-def _grad(outputs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    if not outputs or not inputs:
-        return [torch.zeros_like(t) for t in inputs]
-    values, grads = zip(*outputs, strict=True)
-    return torch.autograd.grad(values, inputs, grads, allow_unused=True, materialize_grads=True)
+    slope = torch.zeros_like(moments.var) if d_var is None else d_var * (2 / count)
+    return slope, moments.mean, torch.zeros_like(moments.mean) if d_mean is None else d_mean / count
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:

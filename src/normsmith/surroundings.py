@@ -22,6 +22,6 @@ def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
         return True
     if torch._C._len_torch_dispatch_stack() > 0:  # FakeTensorMode, FLOP counters, user modes
         return True
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
     return any(type(t) not in _PLAIN_TYPES for t in tensors)  # FakeTensor, DTensor, quantized and user subclasses

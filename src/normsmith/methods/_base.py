@@ -8,15 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.errors import InputError, OptionError, TooFewValuesError
-from normsmith.moments import Moments
-
-
-def standardized(
-    moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """The usual end of a mix: to mean 0 and variance 1, then times `weight` plus `bias`, where there are any."""
-    center, scale = moments.standardize(eps)
-    return center, scale if weight is None else scale * weight, 0.0 if bias is None else bias
 
 
 class Normalizer(nn.Module):
@@ -88,11 +79,21 @@ class Normalizer(nn.Module):
             )
         if not x.is_floating_point():
             raise InputError(f"{name} expects a floating-point input: got {x.dtype}; convert it with x.float()")
+        own = self.precision()
+        if own is not None and own != x.dtype and torch.finfo(own).bits < torch.finfo(x.dtype).bits:
+            raise InputError(
+                f"{name} expects an input no more precise than its parameters: got {x.dtype} for a layer in {own}; "
+                "convert the layer with layer.to(x.dtype), or the input"
+            )
         if self.training and x.numel() == 0:
             raise InputError(
                 f"{name} expects at least one element in training: got an empty input of shape {tuple(x.shape)}; "
                 "skip empty batches, or call eval() first"
             )
+
+    def precision(self) -> torch.dtype | None:
+        """The type of the parameters, None if there are none."""
+        return None if self.weight is None else self.weight.dtype
 
     def warn_if_single(self, elements: int, statistic: str, cure: str) -> None:
         """Warn where a batch-free statistic covers one element: the output is then the bias, whatever the input."""
@@ -128,7 +129,9 @@ class Normalizer(nn.Module):
 
 def _features(value: int | Sequence[int], takes_shape: bool, name: str) -> int | tuple[int, ...]:
     sizes = (value,) if isinstance(value, int) else tuple(value) if takes_shape and isinstance(value, Sequence) else ()
-    if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+    if not sizes or any(
+        type(size) is not int or size < 1 for size in sizes
+    ):  # True is an int too, but not a number of channels
         wanted = " or a sequence of them for trailing dimensions" if takes_shape else ""
         raise OptionError(f"{name} expects num_features, the number of channels, as a positive integer{wanted}: got {value!r}")
     return value if isinstance(value, int) else sizes

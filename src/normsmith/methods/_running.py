@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.errors import OptionError
-from normsmith.methods._base import Normalizer, standardized
+from normsmith.methods._base import Normalizer
 from normsmith.moments import Moments
 
 
 def mix_running(
     cells: None, batch: None, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
+) -> Standardized:
     """Evaluation: the running statistics as constants."""
-    return standardized(Moments(mean, var, 1), weight, bias, eps)
+    return Standardized(Moments(mean, var, 1), weight, bias, eps)
 
 
 class RunningNormalizer(Normalizer):
@@ -26,6 +27,7 @@ class RunningNormalizer(Normalizer):
 
     _version = 2  # as torch's batch norm: 2 added num_batches_tracked
 
+    num_features: int
     eps: float
     running_mean: Tensor | None
     running_var: Tensor | None
@@ -62,6 +64,10 @@ class RunningNormalizer(Normalizer):
             self.running_mean.zero_()
             self.running_var.fill_(1)
             self.num_batches_tracked.zero_()
+
+    def precision(self) -> torch.dtype | None:
+        """The type of the running statistics, or else of the parameters."""
+        return super().precision() if self.running_mean is None else self.running_mean.dtype
 
     @property
     def uses_running_stats(self) -> bool:

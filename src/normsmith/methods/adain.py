@@ -13,7 +13,7 @@ Reference: Huang and Belongie, "Arbitrary Style Transfer in Real-time with Adapt
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def _combined(x: Tensor, styles: list[Tensor], weights: list[float], eps: float,
         moments = Moments.of(cut(style), 2).map(lambda t: t.squeeze(2))
         means.append(weight * moments.mean)
         stds.append(weight * _deviation(moments, eps, unbiased))
-    return torch.stack(torch.broadcast_tensors(*means)).sum(0), torch.stack(torch.broadcast_tensors(*stds)).sum(0)
+    return reduce(torch.add, means), reduce(torch.add, stds)
 
 
 class AdaIN(Normalizer):
@@ -99,6 +99,7 @@ class AdaIN(Normalizer):
     It has no parameters; `device` and `dtype` are accepted as by every other layer, for factories that pass them to all.
     """
 
+    num_features: int
     eps: float
 
     def __init__(
@@ -125,8 +126,16 @@ class AdaIN(Normalizer):
         weights: Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         self.check_input(x)
-        options = {"weights": weights, "alpha": self.alpha, "eps": self.eps, "unbiased": self.unbiased}
-        return adain(x, style, style_mean=style_mean, style_std=style_std, **options)
+        return adain(
+            x,
+            style,
+            style_mean=style_mean,
+            style_std=style_std,
+            weights=weights,
+            alpha=self.alpha,
+            eps=self.eps,
+            unbiased=self.unbiased,
+        )
 
     def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
         return {"style": x.detach().flip(0) * 2 + 1}

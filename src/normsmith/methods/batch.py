@@ -18,17 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import raise_single, standardized
+from normsmith.methods._base import raise_single
 from normsmith.methods._running import RunningNormalizer, mix_running, numbered_twin
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
 
-def mix(
-    cells: None, batch: Moments, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    return standardized(batch, weight, bias, eps)
+def mix(cells: None, batch: Moments, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
+    return Standardized(batch, weight, bias, eps)
 
 
 class BatchNorm(RunningNormalizer):

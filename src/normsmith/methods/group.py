@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.errors import OptionError
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import Normalizer, standardized
+from normsmith.methods._base import Normalizer
 from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
@@ -29,8 +30,8 @@ from normsmith.normalize import normalize
 
 def mix(
     cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, num_groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    return standardized(cells.pool_groups(num_groups), weight, bias, eps)
+) -> Standardized:
+    return Standardized(cells.pool_groups(num_groups), weight, bias, eps)
 
 
 def choose_groups(num_features: int, num_groups: int | Literal["auto"], name: str = "GroupNorm") -> int:
@@ -39,7 +40,7 @@ def choose_groups(num_features: int, num_groups: int | Literal["auto"], name: st
     if num_groups == "auto":
         return max(g for g in divisors if g == 1 or (g <= 32 and num_features // g >= 2))
     if num_groups not in divisors:
-        near = sorted(divisors, key=lambda g: (abs(g - num_groups) if isinstance(num_groups, int) else 0, g))[:2]
+        near = sorted(divisors, key=lambda g: abs(g - num_groups))[:2]
         raise OptionError(
             f"{name} expects a number of groups that divides the channels: got {num_features} channels, num_groups={num_groups!r}; "
             f"try num_groups={' or '.join(map(str, sorted(near)))}"
@@ -50,6 +51,7 @@ def choose_groups(num_features: int, num_groups: int | Literal["auto"], name: st
 class GroupNorm(Normalizer):
     """Group norm over (N, C, *spatial), for any number of spatial dimensions; the card is `normsmith show group`."""
 
+    num_features: int
     eps: float
 
     def __init__(

@@ -18,18 +18,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import raise_single, standardized
+from normsmith.methods._base import raise_single
 from normsmith.methods._running import RunningNormalizer, mix_running, numbered_twin
 from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
 
-def mix(
-    cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    return standardized(cells, weight, bias, eps)
+def mix(cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
+    return Standardized(cells, weight, bias, eps)
 
 
 class InstanceNorm(RunningNormalizer):

@@ -21,17 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import Normalizer, standardized
+from normsmith.methods._base import Normalizer
 from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
 
-def mix(
-    cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    return standardized(cells.pool(1), weight, bias, eps)
+def mix(cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
+    return Standardized(cells.pool(1), weight, bias, eps)
 
 
 class LayerNorm(Normalizer):

@@ -5,7 +5,7 @@ Making a numpy array of a tensor costs more than a small kernel and marks its st
 
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 # No "nnan" and no "ninf": a NaN that goes in must come out.

@@ -12,10 +12,12 @@ import os
 import threading
 import warnings
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numba
 import torch
 
+config: Any = numba.config
 GRAIN = 16384  # elements a core should get at least: a launch costs a few microseconds
 
 _in_forked_child = False
@@ -31,12 +33,12 @@ def start() -> None:
     """Choose numba's thread layer and launch it once; called when the cpu backend is first used."""
     global _turn
     torch_threads = torch.get_num_threads()
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    if config.THREADING_LAYER == "default":
+        config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     os.register_at_fork(after_in_child=_after_fork_in_child)
-    numba.set_num_threads(min(torch_threads, numba.config.NUMBA_NUM_THREADS))  # launches
+    numba.set_num_threads(min(torch_threads, config.NUMBA_NUM_THREADS))  # launches
     torch.set_num_threads(torch_threads)
-    if numba.threading_layer() == "workqueue":
+    if numba.threading_layer() == "workqueue":  # type: ignore[attr-defined]
         _turn = threading.Lock()
         warnings.warn(
             "normsmith expected OpenMP for its CPU kernels, found only numba's workqueue, whose threads compete with torch's; "
@@ -49,7 +51,7 @@ def available(elements: int) -> int:
     """The number of cores for a call over that many elements; 1 means the sequential form."""
     if _in_forked_child:
         return 1
-    wanted = min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS), elements // GRAIN)
+    wanted = min(torch.get_num_threads(), int(config.NUMBA_NUM_THREADS), elements // GRAIN)
     if wanted <= 1:
         return 1
     if numba.get_num_threads() != wanted:

@@ -1,0 +1,5 @@
+"""`python -m normsmith` is the command."""
+
+from normsmith.cli import main
+
+main()

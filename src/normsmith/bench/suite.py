@@ -1,0 +1,53 @@
+"""The whole table: every subject, one row each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from normsmith.bench.subjects import MUST_MOVE, Subject, contestants
+from normsmith.bench.timing import interleave, peak_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one subject. Ratios are medians of paired rounds; None where there is no such contestant."""
+
+    method: str
+    shape: str
+    layout: str
+    mode: str
+    backend: str
+    ms: float
+    batch_ms: float
+    to_batch: float  # time as a multiple of torch's batch norm on the same data
+    to_torch: float | None  # of torch's own operator for this method
+    to_oracle: float | None  # of the formula in plain torch
+    copy_share: float  # bytes that must move / time, as a share of the copy speed at this size
+    extra_memory: float  # peak, in tensors of the size of x, output and gradients included
+
+
+def measure(subject: Subject, rounds: int, oracles: Path | None, forced: str = "auto") -> Row:
+    """Time one subject against its contestants."""
+    runs = contestants(subject, oracles, forced)
+    times = interleave(runs, rounds)
+    x = subject.example()
+    return Row(
+        subject.method,
+        subject.shape_name,
+        subject.layout,
+        subject.mode,
+        forced,
+        ms=times.median("ours") * 1e3,
+        batch_ms=times.median("batch") * 1e3,
+        to_batch=times.ratio("ours", "batch"),
+        to_torch=times.ratio("ours", "torch") if "torch" in runs else None,
+        to_oracle=times.ratio("ours", "oracle") if "oracle" in runs else None,
+        copy_share=times.ratio("copy", "ours") * MUST_MOVE[subject.mode] / 2,
+        extra_memory=peak_bytes(runs["ours"]) / (x.numel() * x.element_size()),
+    )
+
+
+def run(subjects: list[Subject], rounds: int, oracles: Path | None, forced: str = "auto") -> Iterator[Row]:
+    """Measure one subject after the other; the rows come as they are done."""
+    for subject in subjects:
+        yield measure(subject, rounds, oracles, forced)

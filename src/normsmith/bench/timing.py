@@ -1,0 +1,71 @@
+"""Interleaved rounds. The machine drifts, so a ratio is the median over rounds of two times taken within one round."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+SHORTEST = 2e-3  # seconds a single measurement should last: shorter runs are repeated within it
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each contestant in each round."""
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """The median time of a contestant."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, base: str) -> float:
+        """The median of the paired ratios."""
+        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True))
+
+
+def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> Times:
+    """Time every contestant once a round, in a new order each round."""
+    repeats = {}
+    for name, run in runs.items():
+        for _ in range(warmup):
+            run()
+        repeats[name] = max(1, min(200, round(SHORTEST / max(_once(run, 1), 1e-7))))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    shuffle = random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            seconds[name].append(_once(runs[name], repeats[name]))
+    return Times(seconds)
+
+
+def _once(run: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def interval(values: list[float], level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+    """The percentile bootstrap interval of the median."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
+    cut = int((1 - level) / 2 * draws)
+    return medians[cut], medians[-cut - 1]
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that torch's allocator held during the run beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    del result
+    events = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,137 @@
+"""The command line: thin, each command a few lines over the library; torch is imported by the commands that need it."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+import normsmith
+from normsmith.errors import NormsmithError
+
+app = App(name="normsmith", help=(normsmith.__doc__ or "").partition("\n")[0], version=normsmith.__version__)
+
+
+def main() -> None:
+    """Run the command; what is wrong with its input is one sentence on standard error and exit status 2."""
+    try:
+        app()
+    except NormsmithError as error:
+        print(f"normsmith: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@app.command(name="list")
+def list_methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """List the methods of the catalog.
+
+    Parameters
+    ----------
+    as_json
+        Print the entries with all their traits as JSON.
+    """
+    entries = normsmith.catalog().values()
+    if as_json:
+        print(json.dumps([{**asdict(e), "invariances": sorted(e.invariances)} for e in entries], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "class", "family", "what it is"):
+        table.add_column(heading)
+    for entry in entries:
+        table.add_row(entry.name, f"ns.{entry.class_name}", entry.family, entry.summary)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@app.command
+def show(method: str) -> None:
+    """Print the card of a method: formula, where it differs, cost, when it fails, reference.
+
+    Parameters
+    ----------
+    method
+        A name of the catalog, as `normsmith list` prints them.
+    """
+    from normsmith.methods.catalog import find
+
+    entry = find(method)
+    print(f"{entry.name}: ns.{entry.class_name}, family {entry.family}\n")
+    print(entry.card())
+    print(f"\nLeaves the output unchanged: {', '.join(sorted(entry.invariances)) or 'nothing'} of the input.")
+
+
+@app.command
+def demo(*, quick: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show the family at work: our layers beside torch's, their outputs compared and both timed.
+
+    Parameters
+    ----------
+    quick
+        Only the small shapes, few rounds.
+    """
+    from normsmith.bench import allocator, demonstration
+
+    allocator.restart_with_settings()
+    demonstration.run(quick)
+
+
+@app.command
+def bench(
+    *,
+    methods: list[str] | None = None,
+    shapes: list[str] | None = None,
+    layouts: list[str] | None = None,
+    modes: list[str] | None = None,
+    rounds: int = 11,
+    backend: str = "auto",
+    network: bool = True,
+    oracles: Path = Path("tests/oracles"),
+    save: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Time every method beside torch's own and the formula in plain torch, alone and inside a network.
+
+    Parameters
+    ----------
+    methods
+        Names of the catalog (default: all); `--methods batch --methods group`.
+    shapes
+        Shapes such as 32x64x56x56, N and C first (default: six from tokens to three dimensions).
+    layouts
+        rows (contiguous), columns (channels_last), or both (default).
+    modes
+        forward, forward+backward, eval (default: all three).
+    rounds
+        Interleaved rounds a median is taken of.
+    backend
+        Force a backend for our layers: auto, torch, cpu, reference.
+    network
+        Also measure the cost inside a small network.
+    oracles
+        A folder with the formulas in plain torch, as in a checkout; left out if it does not exist.
+    save
+        A folder to append the rows to, as cpu.csv and network.csv.
+    as_json
+        Print the rows as JSON instead of tables.
+    """
+    from normsmith.bench import allocator, session
+
+    allocator.restart_with_settings()
+    session.run(
+        methods=methods,
+        shapes=shapes,
+        layouts=layouts,
+        modes=modes,
+        rounds=rounds,
+        backend=backend,
+        network=network,
+        oracles=oracles,
+        save=save,
+        as_json=as_json,
+    )

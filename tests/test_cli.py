@@ -1,0 +1,89 @@
+"""The command, as a user calls it."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+import normsmith as ns
+
+
+def call(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "normsmith", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_list_names_every_method():
+    printed = call("list").stdout
+    for name, entry in ns.catalog().items():
+        assert name in printed
+        assert f"ns.{entry.class_name}" in printed
+
+
+def test_list_as_json_has_the_traits():
+    entries = json.loads(call("list", "--json").stdout)
+    assert [e["name"] for e in entries] == list(ns.catalog())
+    assert {e["name"]: e["batch_dependent"] for e in entries} == {n: e.batch_dependent for n, e in ns.catalog().items()}
+
+
+@pytest.mark.parametrize("name", ns.catalog())
+def test_show_prints_the_card(name):
+    printed = call("show", name).stdout
+    assert ns.catalog()[name].card() in printed
+    assert "Leaves the output unchanged" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["show", "grup"], "did you mean 'group'"),
+        (["bench", "--shapes", "32y64"], "a shape is expected"),
+        (["bench", "--layouts", "diagonal"], "among rows, columns"),
+        (["bench", "--modes", "sideways"], "among forward"),
+        (["bench", "--backend", "abacus"], "among auto"),
+        (["bench", "--rounds", "0"], "at least one round"),
+        (["bench", "--methods", "btach"], "did you mean 'batch'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_failure(arguments, sentence):
+    error = call(*arguments, code=2).stderr
+    assert sentence in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_bench_measures_prints_and_saves(tmp_path):
+    size = [
+        "--shapes",
+        "4x6x5x5",
+        "--layouts",
+        "rows",
+        "--modes",
+        "forward",
+        "--rounds",
+        "1",
+        "--no-network",
+        "--save",
+        str(tmp_path),
+    ]
+    assert "4×6×5×5" in call("bench", "--methods", "batch", *size).stdout
+    printed = json.loads(call("bench", "--methods", "group", "--methods", "rms", *size, "--json").stdout)
+    assert [row["method"] for row in printed["rows"]] == ["group", "rms"]
+    with (tmp_path / "cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["batch", "group", "rms"]
+    assert all(row["machine"] and row["torch"] and row["commit"] and row["date"] for row in rows)
+    assert all(float(row["to_oracle"]) > 0 for row in rows)
+    assert rows[2]["to_torch"] == ""
+    assert {row["allocator"] for row in rows} == {"keeps pages"}
+
+
+def test_demo_runs():
+    printed = call("demo", "--quick").stdout
+    for name in ns.catalog():
+        assert name in printed
