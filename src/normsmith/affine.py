@@ -29,13 +29,18 @@ class Standardized(NamedTuple):
         center, scale = self.moments.standardize(self.eps)
         return center, scale if self.weight is None else scale * self.weight, 0.0 if self.bias is None else self.bias
 
+    def is_made_of(self, sources: Sequence[Moments | None], tensors: Sequence[Tensor]) -> bool:
+        """Whether it holds these moments and tensors themselves, so that `pull` is the whole derivative."""
+        own = [t for t in (self.weight, self.bias) if t is not None]
+        return any(self.moments is m for m in sources) and all(any(t is given for given in tensors) for t in own)
+
     def pull(self, scale: Tensor, total: Tensor, product: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each tensor of this value with its gradient, from the sums of dy and of dy * (x - center) per cell."""
         inverse = (self.moments.var + self.eps).rsqrt()
         d_scale = product * inverse
         found = [
-            (self.moments.mean, _fit(-scale * total, self.moments.mean)),
-            (self.moments.var, _fit(-0.5 * scale * inverse * d_scale, self.moments.var)),
+            (self.moments.mean, _fit(scale * total, self.moments.mean).neg()),
+            (self.moments.var, _fit(scale * inverse * d_scale, self.moments.var).mul(-0.5)),
         ]
         if self.weight is not None:
             found.append((self.weight, _fit(d_scale, self.weight)))
@@ -57,17 +62,20 @@ def pull_triple(triple: Triple, scale: Tensor, total: Tensor, product: Tensor) -
 
 def through(found: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradients of the leaves: directly where a leaf is itself among the tensors, else by autograd; None for no dependence."""
-    slots = {id(leaf): i for i, leaf in enumerate(leaves)}
     grads: list[Tensor | None] = [None] * len(leaves)
     rest = []
     for tensor, grad in found:
-        if id(tensor) in slots:
-            grads[slots[id(tensor)]] = _sum(grads[slots[id(tensor)]], grad)
+        slot = next((i for i, leaf in enumerate(leaves) if leaf is tensor), None)
+        if slot is not None:
+            grads[slot] = _sum(grads[slot], grad)
         elif tensor.requires_grad:
             rest.append((tensor, grad))
-    if rest and leaves:
+    wanted = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    if rest and wanted:
         tensors, outer = zip(*rest, strict=True)
-        for i, grad in enumerate(torch.autograd.grad(tensors, leaves, outer, allow_unused=True)):
+        for i, grad in zip(
+            wanted, torch.autograd.grad(tensors, [leaves[i] for i in wanted], outer, allow_unused=True), strict=True
+        ):
             grads[i] = _sum(grads[i], grad)
     return grads
 
@@ -78,4 +86,6 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def _fit(grad: Tensor, tensor: Tensor) -> Tensor:
     """The gradient of a tensor that was broadcast, in its own shape and type."""
-    return (grad if grad.shape == tensor.shape else grad.sum_to_size(tensor.shape)).to(tensor.dtype)
+    if grad.shape != tensor.shape:
+        grad = grad.view(tensor.shape) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
+    return grad if grad.dtype == tensor.dtype else grad.to(tensor.dtype)

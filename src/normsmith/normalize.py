@@ -64,21 +64,26 @@ def normalize(x: Tensor, mix: Mix, *tensors: Tensor | None, sees: Sees, within: 
 class _Pass:
     """One forward of one tensor, and what its backward needs besides x and the tensors of the mix: O(N*C) numbers."""
 
+    backend: Backend = reference
+    cells: Moments | None = None
+    batch: Moments | None = None
+    center: Tensor
+    scale: Tensor
+    given: Sequence[Tensor]  # the tensors of the mix, detached
+    closed: Standardized | None = None  # what the mix made of them, if its derivative needs no autograd
+
     def __init__(self, mix: Mix, present: tuple[bool, ...], sees: Sees, within: Bounds | None) -> None:
         self.mix = mix
         self.present = present
         self.sees = sees
         self.within = within
-        self.backend: Backend = reference
-        self.cells: Moments | None = None
-        self.batch: Moments | None = None
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The whole forward as ordinary differentiable operations."""
         with _without_autocast(x):
             view = cut(x)
             cells, batch = self.moments(reference, view)
-            triple = self.mixed(cells, batch, tensors)[1]
+            triple = _triple(self.mixed(cells, batch, tensors))
             y = reference.cell_affine(view, *_spread(view, triple)).view(x.shape)
         self.cells, self.batch = cells and cells.detach(), batch and batch.detach()
         return y
@@ -86,17 +91,22 @@ class _Pass:
     def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
         self.backend = backend
-        view = cut(x.detach())
         with _without_autocast(x), torch.no_grad():
+            view = cut(x)
             self.cells, self.batch = self.moments(backend, view)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
-                triple = self.mixed(self.cells, self.batch, [t.detach() for t in tensors])[1]
+                self.given = [t.detach() for t in tensors]
+                found = self.mixed(self.cells, self.batch, self.given)
+                triple = _triple(found)
             if any(isinstance(value, Tensor) and value.requires_grad for value in triple):
                 raise CaptureError(
                     "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
                     f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
                 )
-            return backend.cell_affine(view, *_spread(view, triple)).view(x.shape)
+            if isinstance(found, Standardized) and found.is_made_of((self.cells, self.batch), self.given):
+                self.closed = found
+            self.center, self.scale, bias = _spread(view, triple)
+            return backend.cell_affine(view, self.center, self.scale, bias).view(x.shape)
 
     def moments(self, backend: Backend, view: Tensor) -> tuple[Moments | None, Moments | None]:
         """The moments the mix asked to see: (cells, batch)."""
@@ -107,45 +117,51 @@ class _Pass:
         cells = backend.cell_moments(view, self.within)
         return cells, cells.pool(0) if self.sees == "both" else None
 
-    def mixed(
-        self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]
-    ) -> tuple[Standardized | None, Triple]:
-        """What the mix gives: center, scale and bias, and the value they come from if it has a derivative of its own."""
+    def mixed(self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]) -> Triple | Standardized:
+        """What the mix gives for these values of its arguments."""
         rest = iter(tensors)
-        found = self.mix(cells, batch, *(next(rest) if here else None for here in self.present))
-        return (found, found.triple()) if isinstance(found, Standardized) else (None, found)
+        return self.mix(cells, batch, *(next(rest) if here else None for here in self.present))
 
     def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
+        total, product = self.backend.cell_grad_sums(grad, view, self.center, shared=self.scale.shape[0] == 1)
+        sources = [m for m in (self.cells, self.batch) if m is not None]
+        if self.closed is not None:
+            leaves = [*(t for m in sources for t in (m.mean, m.var)), *self.given]
+            grads = through(self.closed.pull(self.scale, total, product), leaves)
+        else:
+            grads = self.by_autograd(tensors, needed, total, product)
+        dx = self.grad_input(grad, view, sources, grads).view(x.shape) if needed[0] else None
+        return [dx, *grads[2 * len(sources) :]]
+
+    def by_autograd(
+        self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor
+    ) -> list[Tensor | None]:
+        """The gradients of the moments, two for each of cells and batch, and of the tensors, by running the mix once more."""
         given = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
         cells, batch = (m and m.detach() for m in (self.cells, self.batch))
-        statistics = [t.requires_grad_() for m in (cells, batch) if m and needed[0] for t in (m.mean, m.var)]
+        statistics = [t.requires_grad_(needed[0]) for m in (cells, batch) if m for t in (m.mean, m.var)]
         with torch.enable_grad():
-            standardized, triple = self.mixed(cells, batch, given)
-        center, scale, _ = (t.detach() for t in _spread(view, triple))
-        total, product = self.backend.cell_grad_sums(grad, view, center, shared=scale.shape[0] == 1)
-        pull = standardized.pull if standardized else partial(pull_triple, triple)
-        with torch.no_grad():
-            found = pull(scale, total, product)
-        leaves = [*statistics, *(t for t in given if t.requires_grad)]
-        grads = through(found, leaves)
-        dx = self.grad_input(grad, view, scale, grads[: len(statistics)]).view(x.shape) if needed[0] else None
-        rest = iter(grads[len(statistics) :])
-        return [dx, *(next(rest) if t.requires_grad else None for t in given)]
+            found = self.mixed(cells, batch, given)
+        pull = found.pull if isinstance(found, Standardized) else partial(pull_triple, found)
+        return through(pull(self.scale, total, product), [*statistics, *given])
 
-    def grad_input(self, dy: Tensor, x: Tensor, scale: Tensor, grads: Sequence[Tensor | None]) -> Tensor:
+    def grad_input(self, dy: Tensor, x: Tensor, sources: Sequence[Moments], grads: Sequence[Tensor | None]) -> Tensor:
         """dx from the gradients of the moments; those of cells and of the batch add up to one line in x."""
-        sources = [m for m in (self.cells, self.batch) if m is not None]
         lines = [_line(m, grads[2 * i], grads[2 * i + 1]) for i, m in enumerate(sources)]
         if not lines:
-            zero = torch.zeros_like(scale)
-            return self.backend.cell_affine(dy, zero, scale, zero)
+            zero = torch.zeros_like(self.scale)
+            return self.backend.cell_affine(dy, zero, self.scale, zero)
         slope, pivot, offset = lines[0]
         for other_slope, other_pivot, other_offset in lines[1:]:
             offset = offset + other_offset + other_slope * (pivot - other_pivot)
             slope = slope + other_slope
-        return self.backend.cell_grad_input(dy, x, scale, slope, pivot, offset, self.within)
+        return self.backend.cell_grad_input(dy, x, self.scale, slope, pivot, offset, self.within)
+
+
+def _triple(found: Triple | Standardized) -> Triple:
+    return found.triple() if isinstance(found, Standardized) else found
 
 
 def _spread(view: Tensor, triple: Triple) -> tuple[Tensor, Tensor, Tensor]:

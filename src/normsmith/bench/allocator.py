@@ -8,6 +8,7 @@ import os
 import sys
 
 SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
+QUIET = {"KINETO_LOG_LEVEL": "99"}  # the profiler that measures memory would print a line for each run
 
 
 def is_set() -> bool:
@@ -18,4 +19,4 @@ def is_set() -> bool:
 def restart_with_settings() -> None:
     """Replace this process by the same command under the settings; does nothing where they stand."""
     if not is_set() and sys.platform == "linux":
-        os.execve(sys.executable, [sys.executable, "-m", "normsmith", *sys.argv[1:]], {**os.environ, **SETTINGS})
+        os.execve(sys.executable, [sys.executable, "-m", "normsmith", *sys.argv[1:]], {**os.environ, **SETTINGS, **QUIET})

@@ -92,6 +92,8 @@ def prefer_torch(operator: str, x: Tensor) -> bool:
     forced = _forced.get()
     if forced != "auto":
         return forced == "torch"
-    if not kernels_take(x) or must_stay_plain((x,)):
+    in_rows, in_columns = OURS_WIN_FROM[operator]
+    elements = x.numel()
+    if elements < min(in_rows, in_columns) or not kernels_take(x) or must_stay_plain((x,)):
         return True
-    return x.numel() < OURS_WIN_FROM[operator][layout(cut(x)) == "columns"]
+    return elements < (in_columns if layout(cut(x)) == "columns" else in_rows)

@@ -75,13 +75,13 @@ class RunningNormalizer(Normalizer):
         return not self.training and self.running_mean is not None
 
     def update(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Take one batch's statistics, of num_features elements each, into the running ones; only in training."""
+        """Take one batch's statistics, num_features elements each and cut from the graph, into the running ones; only in training."""
         if not self.training or self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-                step = new.detach().reshape(-1).to(running.dtype)
+                step = new.view(-1) if new.dtype == running.dtype else new.view(-1).to(running.dtype)
                 if self.momentum is not None:
                     running.lerp_(step, self.momentum)
                 else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph

@@ -6,8 +6,8 @@
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
 
-Importing this package imports numba, which takes most of the time; the garbage collector would double it by walking over
-everything torch has already made, so it waits.
+Importing this package imports numba, and a first call makes numba import its other half. The garbage collector would double the
+time of both by walking over everything torch has already made, so it waits.
 """
 
 import gc
@@ -15,10 +15,11 @@ import gc
 _was_enabled = gc.isenabled()
 gc.disable()
 try:
-    from normsmith.kernels.cpu import threads
-    from normsmith.kernels.cpu.launch import cell_affine, cell_grad_input, cell_grad_sums, cell_moments
+    from normsmith.kernels.cpu import merge, threads
+    from normsmith.kernels.cpu.launch import ZEROS, cell_affine, cell_grad_input, cell_grad_sums, cell_moments
 
     threads.start()
+    merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
 finally:
     if _was_enabled:
         gc.enable()

@@ -1,76 +1,108 @@
 """The loops of the columns layout: the C channels of a position are adjacent, position s of sample n starts at n*xn + s*xs.
 
-A sample's S positions are cut into `parts` runs; each function treats the runs `begin` to `end` of the N*parts, in order, on one
-core; `parallel.py` hands out the ranges. What a cell reads besides x (`center`, `low`, ...) lies at n*step + c: step is C, or 0 where
-all samples share it. Without bounds `low` is None. Sums are float64, C a run; `merge.py` brings the runs together.
+A sample's S positions are cut into `parts` runs of a few thousand at most. Each function treats the runs `begin` to `end` of the
+N*parts, in order, on one core; `parallel.py` hands out the ranges. What a cell reads besides x (`center`, `low`, ...) lies at
+n*step + c: step is C, or 0 where all samples share it. Without bounds `low` is None. Sums are float64, C a run; `merge.py` brings the
+runs together.
 """
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import sequential, view
+from normsmith.kernels.cpu.memory import cast, sequential, view
 
-BLOCK = 4096  # elements between two merges, as in `rows.py`
+BLOCK = 128  # positions summed in their own type before they go into the float64 sums
+HEIGHT = 8  # positions added at once: the running sums are then loaded and stored once for eight of them
 WIDE = np.float64(0)
 
 
 @sequential
-def moments(  # noqa: PLR0912  (each branch on `low` is one for the compiler)
-    zero, x, xn, xs, channels, size, parts, low, high, step, count, mean, var, begin, end
-):
-    """Count, mean and variance of every channel of every run, over the elements strictly between the cell's bounds."""
-    height = max(1, BLOCK // channels)
-    total, inside = np.full(channels, zero), np.full(channels, zero)
+def _guess(zero, x, start, positions, xs, pivot):
+    """A guess at the mean of every channel in a run, from four of its positions, as in `rows.py`."""
+    quarter = positions // 4 * xs
+    one, two = view(x, zero, start, pivot.size), view(x, zero, start + quarter, pivot.size)
+    three, four = view(x, zero, start + 2 * quarter, pivot.size), view(x, zero, start + 3 * quarter, pivot.size)
+    for c in range(pivot.size):
+        pivot[c] = (one[c] + two[c] + three[c] + four[c]) * cast(0.25, zero)
+
+
+@sequential
+def _add(zero, x, start, height, xs, pivot, first, second):
+    """Add the deviations and squared deviations from the pivot over a block of positions."""
+    channels = pivot.size
+    whole = height - height % HEIGHT
+    for s in range(0, whole, HEIGHT):
+        rows = view(x, zero, start + s * xs, (HEIGHT - 1) * xs + channels)
+        for c in range(channels):
+            one, two = first[c], second[c]
+            for k in range(HEIGHT):
+                deviation = rows[np.uintp(k * xs + c)] - pivot[c]
+                one += deviation
+                two += deviation * deviation
+            first[c], second[c] = one, two
+    for s in range(whole, height):
+        row = view(x, zero, start + s * xs, channels)
+        for c in range(channels):
+            deviation = row[c] - pivot[c]
+            first[c] += deviation
+            second[c] += deviation * deviation
+
+
+@sequential
+def _add_within(zero, x, start, height, xs, pivot, low, high, inside, first, second):
+    """The same for the elements strictly between the bounds, which are counted."""
+    one = cast(1, zero)
+    for s in range(height):
+        row = view(x, zero, start + s * xs, pivot.size)
+        for c in range(pivot.size):
+            keep = low[c] < row[c] and row[c] < high[c]
+            deviation = row[c] - pivot[c] if keep else zero
+            first[c] += deviation
+            second[c] += deviation * deviation
+            inside[c] += one if keep else zero
+
+
+@sequential
+def _flush(narrow, wide, zero):
+    """Move the sums of a block into those of the run."""
+    for c in range(narrow.size):
+        wide[c] += narrow[c]
+        narrow[c] = zero
+
+
+@sequential
+def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean, var, begin, end):
+    """Count, mean and variance of every channel of every run, over the elements strictly between the cell's bounds.
+
+    The results are zero at first, and hold the sums until the end of the run.
+    """
+    pivot, inside = np.full(channels, zero), np.full(channels, zero)
     first, second = np.full(channels, zero), np.full(channels, zero)
     for run in range(begin, end):
         n, part = run // parts, run % parts
+        start, stop = size * part // parts, size * (part + 1) // parts
         counts = view(count, WIDE, run * channels, channels)
         means, squares = view(mean, WIDE, run * channels, channels), view(var, WIDE, run * channels, channels)
-        counts[:] = 0.0
-        means[:] = 0.0
-        squares[:] = 0.0
+        _guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
         if low is not None:
             lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
-        run_end = size * (part + 1) // parts
-        for start in range(size * part // parts, run_end, height):
-            stop = min(start + height, run_end)
-            total[:] = zero
-            first[:] = zero
-            second[:] = zero
-            inside[:] = zero + (stop - start) if low is None else zero
-            for s in range(start, stop):
-                row = view(x, zero, n * xn + s * xs, channels)
-                if low is None:
-                    for c in range(channels):
-                        total[c] += row[c]
-                else:
-                    for c in range(channels):
-                        keep = lower[c] < row[c] and row[c] < upper[c]
-                        total[c] += row[c] if keep else zero
-                        inside[c] += 1 if keep else 0
             for c in range(channels):
-                total[c] /= max(inside[c], zero + 1)  # from here on: the block's mean, the pivot of the second pass
-            for s in range(start, stop):
-                row = view(x, zero, n * xn + s * xs, channels)
-                if low is None:
-                    for c in range(channels):
-                        deviation = row[c] - total[c]
-                        first[c] += deviation
-                        second[c] += deviation * deviation
-                else:
-                    for c in range(channels):
-                        deviation = row[c] - total[c] if lower[c] < row[c] and row[c] < upper[c] else zero
-                        first[c] += deviation
-                        second[c] += deviation * deviation
-            for c in range(channels):
-                held = np.float64(inside[c])
-                rest = first[c] / max(held, 1.0)  # what rounding left out of the pivot
-                merged = max(counts[c] + held, 1.0)
-                moved = total[c] + rest - means[c] if held > 0 else 0.0
-                squares[c] += second[c] - first[c] * rest + moved * moved * counts[c] * held / merged
-                means[c] += moved * held / merged
-                counts[c] += held
+                pivot[c] = min(max(pivot[c], lower[c]), upper[c])
+        for s in range(start, stop, BLOCK):
+            at, height = n * xn + s * xs, min(BLOCK, stop - s)
+            if low is None:
+                _add(zero, x, at, height, xs, pivot, first, second)
+            else:
+                _add_within(zero, x, at, height, xs, pivot, lower, upper, inside, first, second)
+                _flush(inside, counts, zero)
+            _flush(first, means, zero)
+            _flush(second, squares, zero)
         for c in range(channels):
-            squares[c] /= max(counts[c], 1.0)
+            if low is None:
+                counts[c] = stop - start
+            share = 1.0 / max(counts[c], 1.0)
+            rest = means[c] * share
+            squares[c] = max(squares[c] * share - rest * rest, 0.0)
+            means[c] = pivot[c] + rest
 
 
 @sequential
@@ -88,35 +120,29 @@ def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bia
 
 @sequential
 def grad_sums(zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, begin, end):
-    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds."""
-    height = max(1, BLOCK // channels)
+    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds; zero at first."""
     first, second = np.full(channels, zero), np.full(channels, zero)
     for run in range(begin, end):
         n, part = run // parts, run % parts
         totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
-        m = view(center, zero, n * step, channels)
-        totals[:] = 0.0
-        products[:] = 0.0
-        if low is not None:
-            lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
-        run_end = size * (part + 1) // parts
-        for start in range(size * part // parts, run_end, height):
-            first[:] = zero
-            second[:] = zero
-            for s in range(start, min(start + height, run_end)):
+        middle = view(center, zero, n * step, channels)
+        stop = size * (part + 1) // parts
+        for start in range(size * part // parts, stop, BLOCK):
+            # One position at a time: eight at once, as in `_sums`, are too many streams where both tensors come from memory.
+            for s in range(start, min(start + BLOCK, stop)):
                 grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
                 if low is None:
                     for c in range(channels):
                         first[c] += grad[c]
-                        second[c] += grad[c] * (row[c] - m[c])
+                        second[c] += grad[c] * (row[c] - middle[c])
                 else:
+                    lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
                     for c in range(channels):
                         value = grad[c] if lower[c] < row[c] and row[c] < upper[c] else zero
                         first[c] += value
-                        second[c] += value * (row[c] - m[c])
-            for c in range(channels):
-                totals[c] += first[c]
-                products[c] += second[c]
+                        second[c] += value * (row[c] - middle[c])
+            _flush(first, totals, zero)
+            _flush(second, products, zero)
 
 
 @sequential

@@ -12,8 +12,7 @@ from normsmith.kernels import Bounds
 from normsmith.kernels.cpu import columns, merge, parallel, rows, threads
 from normsmith.moments import Moments
 
-RUN = 65536  # elements of a run of positions in the columns layout: enough for one core, many for several
-MAX_RUNS = 256
+RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 
 
@@ -39,8 +38,12 @@ def _single_sample(x: Tensor) -> Tensor:
 
 
 def _parts(x: Tensor) -> int:
-    """Into how many runs each sample's positions are cut; depends on the data alone, so that results repeat to the bit."""
-    return max(1, min(math.ceil(x.shape[1] * x.shape[2] / RUN), MAX_RUNS))
+    """Into how many runs each sample's positions are cut.
+
+    By the shape alone, so that results repeat to the bit on any number of cores; long enough that their sums are small beside x, and
+    short enough that the one pivot of a run is near its mean.
+    """
+    return max(1, math.ceil(x.shape[2] / min(max(RUN // max(x.shape[1], 1), 256), 4096)))
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
@@ -90,7 +93,7 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     if shared and not by_rows and step == 0:
         x = _single_sample(x)
     parts = 1 if by_rows else _parts(x)
-    partial = torch.empty((3, x.shape[0] * parts, channels), dtype=torch.float64)
+    partial = torch.zeros((3, x.shape[0] * parts, channels), dtype=torch.float64)
     _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *_layers(partial))
     outer = 1 if shared else samples
     found = torch.empty((3, outer, channels), dtype=x.dtype)
@@ -123,7 +126,7 @@ def cell_grad_sums(
     if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
         dy, x = _single_sample(dy), _single_sample(x)
     parts = 1 if by_rows else _parts(x)
-    partial = torch.empty((2, x.shape[0] * parts, channels), dtype=torch.float64)
+    partial = torch.zeros((2, x.shape[0] * parts, channels), dtype=torch.float64)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
     _run("grad_sums", by_rows, x, *where, c.data_ptr(), low, high, step, *_layers(partial))
     outer = 1 if shared else samples

@@ -38,7 +38,24 @@ def _item_size(typing: Any, zero: Any) -> Any:
     return types.int64(zero), generate
 
 
+@intrinsic
+def cast(typing: Any, value: Any, zero: Any) -> Any:
+    """`value` in the type of `zero`: a float32 with a Python number would go on in float64, at half the speed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
+
+    return zero(value, zero), generate
+
+
 @sequential
 def view(address, zero, offset, size):
     """`size` adjacent elements of the type of `zero`, beginning `offset` elements behind `address`."""
     return carray(_pointer(address + offset * _item_size(zero), zero), (size,))
+
+
+@sequential
+def fill(array, value):
+    """Every element set to `value`; a loop, because a slice assignment takes numba ten times as long to compile."""
+    for i in range(array.size):
+        array[i] = value

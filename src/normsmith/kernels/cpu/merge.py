@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import sequential, view
+from normsmith.kernels.cpu.memory import fill, sequential, view
 
 WIDE = np.float64(0)
 
@@ -12,9 +12,9 @@ def merge_moments(zero, outer, parts, channels, count, mean, var, count_out, mea
     """The law of total variance, weighted by counts, in float64; a part that counts nothing changes nothing."""
     total, middle, spread = np.empty(channels), np.empty(channels), np.empty(channels)
     for o in range(outer):
-        total[:] = 0.0
-        middle[:] = 0.0
-        spread[:] = 0.0
+        fill(total, 0.0)
+        fill(middle, 0.0)
+        fill(spread, 0.0)
         for part in range(o * parts, (o + 1) * parts):
             counts, means = view(count, WIDE, part * channels, channels), view(mean, WIDE, part * channels, channels)
             for c in range(channels):
@@ -42,8 +42,8 @@ def merge_sums(zero, outer, parts, channels, first, second, first_out, second_ou
     """Plain sums of both."""
     one, two = np.empty(channels), np.empty(channels)
     for o in range(outer):
-        one[:] = 0.0
-        two[:] = 0.0
+        fill(one, 0.0)
+        fill(two, 0.0)
         for part in range(o * parts, (o + 1) * parts):
             firsts, seconds = view(first, WIDE, part * channels, channels), view(second, WIDE, part * channels, channels)
             for c in range(channels):

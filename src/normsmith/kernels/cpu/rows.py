@@ -7,53 +7,59 @@ Results that are sums (`count, mean, squares, total, ...`) are float64, one a ce
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import sequential, view
+from normsmith.kernels.cpu.memory import cast, sequential, view
 
-BLOCK = 4096  # elements between two merges; they stay in the first-level cache, where the second pass is nearly free
+BLOCK = 4096  # elements summed in their own type before they are merged in float64
 WIDE = np.float64(0)
 
 
 @sequential
-def _cell(row, zero, low, high):
-    """Count, mean and variance of one cell: two passes a block, around the block's own mean; blocks merged in float64."""
-    count = 0.0
-    mean = 0.0
-    squares = 0.0
-    for start in range(0, row.size, BLOCK):
-        block = row[start : start + BLOCK]
-        total = zero
-        inside = zero + block.size
-        if low is None:
-            for i in range(block.size):
-                total += block[i]
-        else:
-            inside = zero
-            for i in range(block.size):
-                keep = low < block[i] and block[i] < high
-                total += block[i] if keep else zero
-                inside += 1 if keep else 0
-            if inside == 0:
-                continue
-        pivot = total / inside
-        first = zero
-        second = zero
-        if low is None:
-            for i in range(block.size):
-                deviation = block[i] - pivot
-                first += deviation
-                second += deviation * deviation
-        else:
-            for i in range(block.size):
-                deviation = block[i] - pivot if low < block[i] and block[i] < high else zero
-                first += deviation
-                second += deviation * deviation
-        rest = np.float64(first / inside)  # what rounding left out of the pivot
-        merged = count + inside
-        step = pivot + rest - mean
-        squares += second - first * rest + step * step * count * inside / merged
-        mean += step * inside / merged
-        count = merged
-    return count, mean, squares / max(count, 1.0)
+def _guess(block, zero):
+    """A guess at the mean from four elements, to sum deviations from.
+
+    The closer it is, the less cancels in the variance. Were all four the worst outliers there can be, the variance would still be
+    right to size / 4 roundings.
+    """
+    quarter = block.size // 4
+    return (block[0] + block[quarter] + block[2 * quarter] + block[3 * quarter]) * cast(0.25, zero)
+
+
+@sequential
+def _sums(block, zero, pivot):
+    """The sums of deviation and squared deviation from the pivot."""
+    first = zero
+    second = zero
+    for i in range(block.size):
+        deviation = block[i] - pivot
+        first += deviation
+        second += deviation * deviation
+    return first, second
+
+
+@sequential
+def _sums_within(block, zero, pivot, low, high):
+    """How many elements lie between the bounds, and their sums of deviation and squared deviation from the pivot."""
+    one = cast(1, zero)
+    inside = zero
+    first = zero
+    second = zero
+    for i in range(block.size):
+        keep = low < block[i] and block[i] < high
+        deviation = block[i] - pivot if keep else zero
+        first += deviation
+        second += deviation * deviation
+        inside += one if keep else zero
+    return inside, first, second
+
+
+@sequential
+def _merged(count, mean, squares, inside, pivot, first, second):
+    """Count, mean and summed squares of a cell with one more block, in float64."""
+    rest = first / inside
+    step = pivot + rest - mean
+    merged = count + inside
+    squares += max(second - first * rest, 0.0) + step * step * count * inside / merged
+    return merged, mean + step * inside / merged, squares
 
 
 @sequential
@@ -64,11 +70,28 @@ def moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, 
         n, c = cell // channels, cell % channels
         row = view(x, zero, n * xn + c * xc, size)
         if low is None:
-            counts[cell], means[cell], variances[cell] = _cell(row, zero, None, None)
+            # The first block by itself, most cells have no other: merging it would cost a short cell more than its sums.
+            held = np.float64(min(size, BLOCK))
+            pivot = _guess(row[:BLOCK], zero)
+            first, second = _sums(row[:BLOCK], zero, pivot)
+            rest = first / held
+            middle, squares = pivot + rest, max(second - first * rest, 0.0)
+            for start in range(BLOCK, size, BLOCK):
+                block = row[start : start + BLOCK]
+                pivot = _guess(block, zero)
+                first, second = _sums(block, zero, pivot)
+                held, middle, squares = _merged(held, middle, squares, np.float64(block.size), pivot, first, second)
         else:
             at = n * step + c
-            bounds = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
-            counts[cell], means[cell], variances[cell] = _cell(row, zero, bounds[0], bounds[1])
+            lower, upper = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
+            held, middle, squares = 0.0, 0.0, 0.0
+            for start in range(0, size, BLOCK):
+                block = row[start : start + BLOCK]
+                pivot = min(max(_guess(block, zero), lower), upper)
+                inside, first, second = _sums_within(block, zero, pivot, lower, upper)
+                if inside > 0:
+                    held, middle, squares = _merged(held, middle, squares, np.float64(inside), pivot, first, second)
+        counts[cell], means[cell], variances[cell] = held, middle, squares / max(held, 1.0)
 
 
 @sequential

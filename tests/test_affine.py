@@ -1,0 +1,72 @@
+"""The derivative written by hand against the one autograd finds."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import assert_same
+
+from normsmith.affine import Standardized, pull_triple, through
+from normsmith.moments import Moments
+
+CELLS = (4, 6)
+
+
+def leaf(*shape):
+    return (torch.rand(shape, dtype=torch.float64) + 0.5).requires_grad_()
+
+
+def expected_gradients(triple, leaves, total, product):
+    """By autograd, from what the sums say about center, scale and bias."""
+    center, scale, bias = (t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=torch.float64) for t in triple)
+    scale = scale.expand(CELLS)
+    outputs = [(center, (-scale.detach() * total)), (scale, product), (bias, total)]
+    value = sum((t * g).sum() for t, g in outputs if t.requires_grad)
+    return torch.autograd.grad(value, leaves, allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "bias"),
+    list(itertools.product([CELLS, (1, 6), (4, 1)], [None, (6,), CELLS, (4, 1)], [None, (6,), CELLS])),
+)
+def test_the_derivative_of_standardizing(shape, weight, bias):
+    mean, var = leaf(*shape), leaf(*shape)
+    weight, bias = weight and leaf(*weight), bias and leaf(*bias)
+    value = Standardized(Moments(mean, var, 7), weight, bias, 1e-3)
+    total, product = torch.randn(CELLS, dtype=torch.float64), torch.randn(CELLS, dtype=torch.float64)
+    leaves = [t for t in (mean, var, weight, bias) if t is not None]
+    triple = value.triple()
+    with torch.no_grad():
+        found = through(value.pull(triple[1].detach().expand(CELLS), total, product), leaves)
+    for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
+        assert_same(one, other)
+    assert value.is_made_of([None, value.moments], leaves)
+    assert not value.is_made_of([Moments(mean, var, 7)], leaves)
+    if weight is not None:
+        assert not value.is_made_of([value.moments], [mean, var])
+
+
+def test_what_comes_before_goes_through_autograd():
+    mean, var, weight = leaf(*CELLS), leaf(*CELLS), leaf(6)
+    pooled = Moments(mean, var, 5).pool(1)
+    value = Standardized(pooled, weight, weight * 2, 1e-3)
+    total, product = torch.randn(CELLS, dtype=torch.float64), torch.randn(CELLS, dtype=torch.float64)
+    leaves = [mean, var, weight]
+    triple = value.triple()
+    with torch.no_grad():
+        pulled = value.pull(triple[1], total, product)
+    found = through(pulled, leaves)
+    value = Standardized(Moments(mean, var, 5).pool(1), weight, weight * 2, 1e-3)
+    triple = value.triple()
+    for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
+        assert_same(one, other)
+
+
+def test_a_triple_with_numbers_and_a_leaf_used_twice():
+    scale = leaf(1, 6)
+    total, product = torch.randn(CELLS, dtype=torch.float64), torch.randn(CELLS, dtype=torch.float64)
+    (found,) = through(pull_triple((0.0, scale, scale), scale.detach().expand(CELLS), total, product), [scale])
+    assert_same(found, (product + total).sum(0, keepdim=True))
+    assert through([], [scale]) == [None]
+    frozen = torch.ones(1, 6)
+    assert through([(scale * 2, total)], [frozen]) == [None]
