@@ -47,9 +47,11 @@ class RMSNorm(Normalizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        trailing = self.num_features if isinstance(self.num_features, tuple) else (self.num_features,) if x.dim() == 2 else None
-        if trailing is not None and (trailing is self.num_features or prefer_torch("rms", x)):
-            return F.rms_norm(x, trailing, self.weight, self.eps)
+        if isinstance(self.num_features, tuple):
+            return F.rms_norm(x, self.num_features, self.weight, self.eps)
+        if prefer_torch("rms", x) and (self.weight is None or self.weight.dtype == x.dtype):
+            y = F.rms_norm(x, x.shape[1:], None, self.eps)
+            return y if self.weight is None else y * self.weight.view(-1, *[1] * (x.dim() - 2))
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         return normalize(x, partial(mix, eps=eps), self.weight, sees="cells").y
 
