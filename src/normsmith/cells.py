@@ -23,8 +23,14 @@ def cut(x: Tensor) -> Tensor:
 
 def layout(cells: Tensor) -> Layout:
     """The layout of a cut tensor. Where both would do (S = 1 or C = 1), the longer inner loop wins."""
-    _, channels, positions = cells.shape
-    _, channel_stride, position_stride = cells.stride()
+    samples, channels, positions = cells.shape
+    sample_stride, channel_stride, position_stride = cells.stride()
+    if (
+        (sample_stride == 0 and samples > 1)
+        or (channel_stride == 0 and channels > 1)
+        or (position_stride == 0 and positions > 1)
+    ):
+        return "neither"  # expanded: an output laid out like it would overlap itself
     if (position_stride == 1 and positions > 1) or (channels == 1 and positions == 1):
         return "rows"
     if channel_stride == 1 or channels == 1:

@@ -53,8 +53,8 @@ def normalize(x: Tensor, mix: Mix, *tensors: Tensor | None, sees: Sees, within: 
     given = tuple(t for t in tensors if t is not None)
     step = _Pass(mix, tuple(t is not None for t in tensors), sees, within)
     if must_stay_plain((x, *given)):
-        y = step.plain(x, given)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
+        return step.plain(x, given)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
         y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
     else:
         y = step.forward(backend_for(x), x, given)
@@ -78,15 +78,14 @@ class _Pass:
         self.sees = sees
         self.within = within
 
-    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The whole forward as ordinary differentiable operations."""
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
+        """The whole forward as ordinary differentiable operations; changes nothing here, a backward may still need what is here."""
         with _without_autocast(x):
             view = cut(x)
             cells, batch = self.moments(reference, view)
             triple = _triple(self.mixed(cells, batch, tensors))
             y = reference.cell_affine(view, *_spread(view, triple)).view(x.shape)
-        self.cells, self.batch = cells and cells.detach(), batch and batch.detach()
-        return y
+        return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
     def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
@@ -204,11 +203,12 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         needed = ctx.needs_input_grad[1:]
         x, *tensors = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return None, *ctx.step.backward(grads[0], x, tensors, needed)
-        # The gradient will be differentiated itself. Views, so that a tensor computed from x does not count x twice.
-        x, *tensors = (t.view_as(t) for t in (x, *tensors))
-        y = ctx.step.plain(x, tensors)
-        inputs = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
-        found = iter(torch.autograd.grad(y, inputs, grads[0], create_graph=True, allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
+        with _without_autocast(x):
+            if not torch.is_grad_enabled():
+                return None, *ctx.step.backward(grads[0], x, tensors, needed)
+            # The gradient will be differentiated itself. Views, so that a tensor computed from x does not count x twice.
+            x, *tensors = (t.view_as(t) for t in (x, *tensors))
+            y = ctx.step.plain(x, tensors).y
+            inputs = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
+            found = iter(torch.autograd.grad(y, inputs, grads[0], create_graph=True, allow_unused=True))
+            return None, *(next(found) if need else None for need in needed)

@@ -67,8 +67,8 @@ def backend_for(x: Tensor) -> Backend:
     forced = _forced.get()
     if forced == "cpu" and not kernels_take(x) and x.numel() > 0:
         raise BackendError(
-            f"the cpu backend expects float32 or float64 tensors on the CPU: got {x.dtype} on {x.device}; "
-            'leave the choice to normsmith with backend("auto")'
+            f"the cpu backend expects float32 or float64 tensors on the CPU: got {x.dtype} on {x.device}"
+            f'{", with the negative bit set" if x.is_neg() else ""}; leave the choice to normsmith with backend("auto")'
         )
     return _load("cpu" if forced != "reference" and kernels_take(x) else "reference")
 

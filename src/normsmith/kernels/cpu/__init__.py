@@ -5,6 +5,7 @@
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
+    cache.py     where compiled loops are kept
 
 Importing this package imports numba, and a first call makes numba import its other half. The garbage collector would double the
 time of both by walking over everything torch has already made, so it waits.
@@ -15,8 +16,11 @@ import gc
 _was_enabled = gc.isenabled()
 gc.disable()
 try:
-    from normsmith.kernels.cpu import merge, threads
-    from normsmith.kernels.cpu.launch import ZEROS, cell_affine, cell_grad_input, cell_grad_sums, cell_moments
+    from normsmith.kernels.cpu import cache, threads
+
+    with cache.in_own_folder():
+        from normsmith.kernels.cpu import merge
+        from normsmith.kernels.cpu.launch import ZEROS, cell_affine, cell_grad_input, cell_grad_sums, cell_moments
 
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing

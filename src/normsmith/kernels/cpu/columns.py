@@ -26,6 +26,34 @@ def _guess(zero, x, start, positions, xs, pivot):
 
 
 @sequential
+def _guess_within(zero, x, start, positions, xs, low, high, pivot, found):
+    """The same from those of the four that lie between the bounds, or else from the first element that does."""
+    one = cast(1, zero)
+    for c in range(pivot.size):
+        pivot[c] = zero
+    for k in range(4):
+        row = view(x, zero, start + k * (positions // 4) * xs, pivot.size)
+        for c in range(pivot.size):
+            if low[c] < row[c] and row[c] < high[c]:
+                pivot[c] += row[c]
+                found[c] += one
+    missing = 0
+    for c in range(pivot.size):
+        if found[c] > 0:
+            pivot[c] /= found[c]
+        else:
+            missing += 1
+    for s in range(positions if missing else 0):
+        row = view(x, zero, start + s * xs, pivot.size)
+        for c in range(pivot.size):
+            if found[c] == 0 and low[c] < row[c] and row[c] < high[c]:
+                pivot[c] = row[c]
+                found[c] = one
+    for c in range(pivot.size):
+        found[c] = zero
+
+
+@sequential
 def _add(zero, x, start, height, xs, pivot, first, second):
     """Add the deviations and squared deviations from the pivot over a block of positions."""
     channels = pivot.size
@@ -82,11 +110,11 @@ def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean
         start, stop = size * part // parts, size * (part + 1) // parts
         counts = view(count, WIDE, run * channels, channels)
         means, squares = view(mean, WIDE, run * channels, channels), view(var, WIDE, run * channels, channels)
-        _guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
-        if low is not None:
+        if low is None:
+            _guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
+        else:
             lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
-            for c in range(channels):
-                pivot[c] = min(max(pivot[c], lower[c]), upper[c])
+            _guess_within(zero, x, n * xn + start * xs, stop - start, xs, lower, upper, pivot, inside)
         for s in range(start, stop, BLOCK):
             at, height = n * xn + s * xs, min(BLOCK, stop - s)
             if low is None:

@@ -24,7 +24,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, bool]:
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
     """`dy` in the layout of `x`: a gradient may come expanded from a sum or in another memory format."""
-    if dy.dtype == x.dtype and layout(dy) == layout(x) and 0 not in dy.stride()[:2]:
+    if dy.dtype == x.dtype and layout(dy) == layout(x) and not dy.is_neg():
         return dy
     return torch.empty_like(x).copy_(dy)
 
@@ -64,7 +64,7 @@ def _run(name: str, by_rows: bool, x: Tensor, *arguments: Any) -> None:
     """Call the loop `name` over all cells (rows) or runs (columns), on as many cores as the size deserves."""
     cells = x.shape[0] * (x.shape[1] if by_rows else _parts(x))
     zero, cores = ZEROS[x.dtype], threads.available(x.numel())
-    if cores == 1:
+    if cores == 0:
         getattr(rows if by_rows else columns, name)(zero, *arguments, 0, cells)
         return
     with threads.turn():
@@ -78,7 +78,9 @@ def _sizes(x: Tensor, by_rows: bool) -> tuple[int, ...]:
 def _statistics(shape: tuple[int, int], x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
     """Values of shape (N, C) or (1, C) as contiguous tensors of one of these shapes, and the step between samples."""
     ready = [
-        v if v.shape == shape and v.dtype == x.dtype and v.is_contiguous() else v.to(x.dtype).expand(shape).contiguous()
+        v
+        if v.shape == shape and v.dtype == x.dtype and v.is_contiguous() and not v.is_neg()
+        else v.to(x.dtype).expand(shape).resolve_neg().contiguous()
         for v in values
     ]
     return ready, 0 if shape[0] == 1 else shape[1]
@@ -93,10 +95,10 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     if shared and not by_rows and step == 0:
         x = _single_sample(x)
     parts = 1 if by_rows else _parts(x)
-    partial = torch.zeros((3, x.shape[0] * parts, channels), dtype=torch.float64)
+    partial = torch.zeros((3, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
     _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *_layers(partial))
     outer = 1 if shared else samples
-    found = torch.empty((3, outer, channels), dtype=x.dtype)
+    found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_moments(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
     count: int | Tensor = found[0] if within is not None else positions * (samples if shared else 1)
     return Moments(found[1], found[2], count)
@@ -126,11 +128,11 @@ def cell_grad_sums(
     if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
         dy, x = _single_sample(dy), _single_sample(x)
     parts = 1 if by_rows else _parts(x)
-    partial = torch.zeros((2, x.shape[0] * parts, channels), dtype=torch.float64)
+    partial = torch.zeros((2, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
     _run("grad_sums", by_rows, x, *where, c.data_ptr(), low, high, step, *_layers(partial))
     outer = 1 if shared else samples
-    found = torch.empty((2, outer, channels), dtype=x.dtype)
+    found = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_sums(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
     return found[0], found[1]
 

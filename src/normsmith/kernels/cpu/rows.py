@@ -25,6 +25,25 @@ def _guess(block, zero):
 
 
 @sequential
+def _guess_within(block, zero, low, high):
+    """The same from those of the four that lie between the bounds, or else from the first element that does."""
+    one = cast(1, zero)
+    total = zero
+    found = zero
+    for k in range(4):
+        value = block[k * (block.size // 4)]
+        if low < value < high:
+            total += value
+            found += one
+    if found > 0:
+        return total / found
+    for i in range(block.size):
+        if low < block[i] and block[i] < high:
+            return block[i]
+    return zero
+
+
+@sequential
 def _sums(block, zero, pivot):
     """The sums of deviation and squared deviation from the pivot."""
     first = zero
@@ -87,7 +106,7 @@ def moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, 
             held, middle, squares = 0.0, 0.0, 0.0
             for start in range(0, size, BLOCK):
                 block = row[start : start + BLOCK]
-                pivot = min(max(_guess(block, zero), lower), upper)
+                pivot = _guess_within(block, zero, lower, upper)
                 inside, first, second = _sums_within(block, zero, pivot, lower, upper)
                 if inside > 0:
                     held, middle, squares = _merged(held, middle, squares, np.float64(inside), pivot, first, second)

@@ -48,12 +48,13 @@ def start() -> None:
 
 
 def available(elements: int) -> int:
-    """The number of cores for a call over that many elements; 1 means the sequential form."""
-    if _in_forked_child:
-        return 1
+    """The number of cores for a call over that many elements; 0 means the sequential form.
+
+    The form depends on the size alone, not on the number of threads: compiled twice, the same loop may round differently.
+    """
+    if _in_forked_child or elements < 2 * GRAIN:
+        return 0
     wanted = min(torch.get_num_threads(), int(config.NUMBA_NUM_THREADS), elements // GRAIN)
-    if wanted <= 1:
-        return 1
     if numba.get_num_threads() != wanted:
         numba.set_num_threads(wanted)
     return wanted

@@ -1,0 +1,36 @@
+"""Where numba keeps the compiled loops: in a folder named after their source.
+
+numba looks only at the file of the function it loads, not at the files of the functions which that one calls. A driver in
+`parallel.py` would go on with the old loops of `rows.py` after a change, or after an upgrade that left `parallel.py` alone.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_config: Any = numba.config
+
+
+def folder() -> Path:
+    """NUMBA_CACHE_DIR if set, else the user's cache folder; in it, one for this source. Where it cannot be written, numba finds another."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    base = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "normsmith" / source.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def in_own_folder() -> Iterator[None]:
+    """Functions decorated inside keep their compiled form there; the setting of everybody else is left as it was."""
+    before = _config.CACHE_DIR
+    try:
+        _config.CACHE_DIR = str(folder())
+        yield
+    finally:
+        _config.CACHE_DIR = before

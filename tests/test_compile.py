@@ -1,0 +1,80 @@
+"""torch.compile and torch.export of every method: one graph, any batch size, the numbers of eager mode."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import CASES, CHANNELS, VARIANTS, assert_same, example
+from torch._dynamo.testing import CompileCounterWithBackend
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+# The buffers are torch's own affair by default, ours where torch has no such average.
+OWN_BUFFERS = [case for case in VARIANTS if case.entry.running and case.options.keys() & {"momentum", "track_running_stats"}]
+REST = (CHANNELS, 5, 6)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(layer, run, batch):
+    """Output, gradients and buffers of one forward and backward."""
+    x = example((batch, *REST), seed=batch).requires_grad_()
+    y = run(x, **layer.example_inputs(x))
+    wanted = {"x": x, **dict(layer.named_parameters())}
+    grads = torch.autograd.grad(y, list(wanted.values()), example(tuple(y.shape), seed=9))
+    named = {f"gradient of {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+    return {"output": y, **named, **{f"buffer {name}": b.double() for name, b in layer.named_buffers()}}
+
+
+def assert_same_steps(case, training, backend):
+    layer, eager = (case.make().train(training) for _ in range(2))
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=True)
+    graphs = []
+    for batch in (4, 7):
+        found, expected = step(layer, compiled, batch), step(eager, eager, batch)
+        assert found.keys() == expected.keys()
+        for what, value in expected.items():
+            assert_same(found[what], value, f"{what}, batch {batch}")
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[1], "another batch size needs no other graph"
+
+
+@every_case
+@every_mode
+def test_compiled_equals_eager(case, training):
+    assert_same_steps(case, training, "aot_eager")
+
+
+@pytest.mark.parametrize("case", OWN_BUFFERS, ids=str)
+def test_buffers_of_compiled_layers_equal_eager(case):
+    assert_same_steps(case, True, "aot_eager")
+
+
+@every_case
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+def test_exported_equals_eager(case, strict):
+    layer, x = case.make().eval(), example((4, *REST))
+    extra = layer.example_inputs(x)
+    batch = {0: torch.export.Dim("batch")}
+    shapes = {"x": batch, **dict.fromkeys(extra, batch)}
+    exported = torch.export.export(layer, (x,), extra, dynamic_shapes=shapes, strict=strict).module()
+    for size in (4, 7, 1):
+        x = example((size, *REST), seed=size)
+        extra = layer.example_inputs(x)
+        assert_same(exported(x, **extra), layer(x, **extra), f"output, batch {size}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inductor imports what still uses it
+@every_case
+@every_mode
+def test_inductor_equals_eager(case, training):
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        pytest.skip("inductor needs a C++ compiler")
+    assert_same_steps(case, training, "inductor")
