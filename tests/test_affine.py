@@ -40,10 +40,11 @@ def test_the_derivative_of_standardizing(shape, weight, bias):
         found = through(value.pull(triple[1].detach().expand(CELLS), total, product), leaves)
     for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
         assert_same(one, other)
-    assert value.is_made_of([None, value.moments], leaves)
-    assert not value.is_made_of([Moments(mean, var, 7)], leaves)
+    assert not value.is_closed(leaves), "moments of nobody knows what"
+    direct = value._replace(moments=Moments(mean, var, 7, direct=True))
+    assert direct.is_closed(leaves)
     if weight is not None:
-        assert not value.is_made_of([value.moments], [mean, var])
+        assert not direct.is_closed([mean, var])
 
 
 def test_what_comes_before_goes_through_autograd():
@@ -70,3 +71,22 @@ def test_a_triple_with_numbers_and_a_leaf_used_twice():
     assert through([], [scale]) == [None]
     frozen = torch.ones(1, 6)
     assert through([(scale * 2, total)], [frozen]) == [None]
+
+
+def test_only_moments_of_x_are_direct():
+    """Whatever else is done to them, the short way of the derivative must not be taken."""
+    cells = Moments.of(torch.randn(4, 6, 5), 2)
+    other = Moments.of(torch.randn(4, 6, 5), 2)
+    half = torch.tensor([0.5, 0.5])
+    assert cells.direct
+    assert cells.map(lambda t: t.squeeze(2)).direct is False
+    cells = Moments(cells.mean[..., 0], cells.var[..., 0], 5, direct=True)
+    assert cells.pool(0).direct
+    assert cells.pool(1).pool(0).direct
+    assert cells.detach().direct
+    assert cells.pool_groups(2).direct
+    assert not cells.pool_groups(2).pool(0).direct
+    assert not cells.pool_groups(2).pool_groups(3).direct
+    assert not cells.merge(cells).direct
+    assert not Moments.blend([cells, cells.pool(0)], half, half).direct
+    assert not Moments(other.mean, other.var, 5).direct

@@ -63,7 +63,10 @@ LAYOUTS = {
     "samples last": (lambda: numbers(3, 5, 2).permute(2, 0, 1), "neither"),
     "tokens transposed": (lambda: cut(numbers(3, 4).T), "neither"),
     "one position": (lambda: cut(numbers(2, 3, 1, 1)), "columns"),
-    "one position of channels_last": (lambda: cut(numbers(2, 3, 1, 1).contiguous(memory_format=torch.channels_last)), "columns"),
+    "one position of channels_last": (
+        lambda: cut(numbers(2, 3, 1, 1).contiguous(memory_format=torch.channels_last)),
+        "columns",
+    ),
     "one position among many": (lambda: numbers(2, 3, 5)[:, :, 2:3], "neither"),
     "one channel": (lambda: numbers(2, 1, 5), "rows"),
     "one channel of channels_last": (lambda: numbers(2, 5, 1).transpose(1, 2), "rows"),

@@ -29,13 +29,13 @@ class Standardized(NamedTuple):
         center, scale = self.moments.standardize(self.eps)
         return center, scale if self.weight is None else scale * self.weight, 0.0 if self.bias is None else self.bias
 
-    def is_made_of(self, sources: Sequence[Moments | None], tensors: Sequence[Tensor]) -> bool:
-        """Whether it holds these moments and tensors themselves, so that `pull` is the whole derivative."""
+    def is_closed(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it holds moments of x, however pooled, and these tensors themselves, so that `pull` is the whole derivative."""
         own = [t for t in (self.weight, self.bias) if t is not None]
-        return any(self.moments is m for m in sources) and all(any(t is given for given in tensors) for t in own)
+        return self.moments.direct and all(any(t is given for given in tensors) for t in own)
 
     def pull(self, scale: Tensor, total: Tensor, product: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each tensor of this value with its gradient, from the sums of dy and of dy * (x - center) per cell."""
+        """Mean, variance, and weight and bias if there are, each with its gradient, from the sums of dy and of dy * (x - center)."""
         inverse = (self.moments.var + self.eps).rsqrt()
         d_scale = product * inverse
         found = [

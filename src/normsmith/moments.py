@@ -13,7 +13,7 @@ cancellation, unlike E[x²] - E[x]², whose error is 0.18 at mean/std = 1000 in 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,17 @@ Count = int | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean, biased variance and count of the elements of each cell; `count` is a tensor where cells differ in it."""
+    """Mean, biased variance and count of the elements of each cell; `count` is a tensor where cells differ in it.
+
+    `direct` says that these are moments of the elements of one tensor, each counted once: then the gradient through them is known
+    without following how they were pooled. `groups` is set where each of that many groups of channels shares one value.
+    """
 
     mean: Tensor
     var: Tensor
     count: Count
+    direct: bool = False
+    groups: int = 0
 
     @staticmethod
     def of(x: Tensor, dims: Dims, within: tuple[Tensor, Tensor] | None = None) -> "Moments":
@@ -39,24 +45,26 @@ class Moments:
             count = 1
             for size in sizes:
                 count = count * size
-            return Moments(mean, (x - mean).square().mean(dims, keepdim=True), count)
+            return Moments(mean, (x - mean).square().mean(dims, keepdim=True), count, direct=True)
         inside = (within[0] < x) & (x < within[1])
         held = inside.sum(dims, keepdim=True).to(x.dtype)
         divisor = held.clamp_min(1)
         mean = torch.where(inside, x, 0).sum(dims, keepdim=True) / divisor
         var = torch.where(inside, x - mean, 0).square().sum(dims, keepdim=True) / divisor
-        return Moments(mean, var, held)
+        return Moments(mean, var, held, direct=True)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Moments":
-        """The same moments with every tensor reshaped by `change`."""
-        count = change(self.count) if isinstance(self.count, Tensor) else self.count
-        return Moments(change(self.mean), change(self.var), count)
+        """Every tensor changed by `change`: a slice, another shape, another device."""
+        return Moments(
+            change(self.mean), change(self.var), change(self.count) if isinstance(self.count, Tensor) else self.count
+        )
 
     def pool(self, dims: Dims) -> "Moments":
         """The moments of the union of all cells along `dims`, which are kept with size 1."""
         if not isinstance(self.count, Tensor):
             between = Moments.of(self.mean, dims)
-            return Moments(between.mean, self.var.mean(dims, keepdim=True) + between.var, self.count * between.count)
+            var = self.var.mean(dims, keepdim=True) + between.var
+            return Moments(between.mean, var, self.count * between.count, self.direct and not self.groups)
         # A cell that counts nothing may hold anything, even NaN: it must not touch the others.
         counts = self.count.expand_as(self.mean)
         held = counts > 0
@@ -65,13 +73,21 @@ class Moments:
         means, variances = torch.where(held, self.mean, 0), torch.where(held, self.var, 0)
         mean = (weights * means).sum(dims, keepdim=True)
         var = (weights * (variances + (means - mean).square())).sum(dims, keepdim=True)
-        return Moments(mean, var, total)
+        return Moments(mean, var, total, self.direct and not self.groups)
 
     def pool_groups(self, groups: int) -> "Moments":
         """For moments of shape (N, C): pooled within `groups` groups of adjacent channels, and spread over their channels again."""
         channels = self.mean.shape[1]
         grouped = self.map(lambda t: t.reshape(-1, groups, channels // groups)).pool(2)
-        return grouped.map(lambda t: t.expand(-1, -1, channels // groups).flatten(1))
+        spread = grouped.map(lambda t: t.expand(-1, -1, channels // groups).flatten(1))
+        return replace(spread, direct=self.direct and not self.groups, groups=groups)
+
+    def regroup(self, grad: Tensor) -> Tensor:
+        """The gradient of each value, where a group of channels shares one: the sum over the group, for all its channels."""
+        if not self.groups:
+            return grad
+        grouped = grad.reshape(grad.shape[0], self.groups, -1)
+        return grouped.sum(2, keepdim=True).expand_as(grouped).flatten(1)
 
     def merge(self, *others: "Moments") -> "Moments":
         """The moments of the union with others of the same shape."""
@@ -98,4 +114,4 @@ class Moments:
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph."""
-        return self.map(Tensor.detach)
+        return replace(self.map(Tensor.detach), direct=self.direct, groups=self.groups)

@@ -37,6 +37,7 @@ from normsmith.surroundings import must_stay_plain
 
 Sees = Literal["cells", "batch", "both", "nothing"]
 Mix = Callable[..., Triple | Standardized]
+Line = tuple[Tensor, Tensor, Tensor]  # slope * (x - pivot) + offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class _Pass:
                     "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
                     f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
                 )
-            if isinstance(found, Standardized) and found.is_made_of((self.cells, self.batch), self.given):
+            if isinstance(found, Standardized) and found.is_closed(self.given):
                 self.closed = found
             self.center, self.scale, bias = _spread(view, triple)
             return backend.cell_affine(view, self.center, self.scale, bias).view(x.shape)
@@ -125,30 +126,32 @@ class _Pass:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
         total, product = self.backend.cell_grad_sums(grad, view, self.center, shared=self.scale.shape[0] == 1)
-        sources = [m for m in (self.cells, self.batch) if m is not None]
         if self.closed is not None:
-            leaves = [*(t for m in sources for t in (m.mean, m.var)), *self.given]
-            grads = through(self.closed.pull(self.scale, total, product), leaves)
+            moments = self.closed.moments
+            (_, d_mean), (_, d_var), *rest = self.closed.pull(self.scale, total, product)
+            lines = [_line(moments, moments.regroup(d_mean), moments.regroup(d_var))]
+            grads = through(rest, self.given)
         else:
-            grads = self.by_autograd(tensors, needed, total, product)
-        dx = self.grad_input(grad, view, sources, grads).view(x.shape) if needed[0] else None
-        return [dx, *grads[2 * len(sources) :]]
+            lines, grads = self.by_autograd(tensors, needed, total, product)
+        return [self.grad_input(grad, view, lines).view(x.shape) if needed[0] else None, *grads]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor
-    ) -> list[Tensor | None]:
-        """The gradients of the moments, two for each of cells and batch, and of the tensors, by running the mix once more."""
+    ) -> tuple[list[Line], list[Tensor | None]]:
+        """The gradients through the cells and the batch, and those of the tensors, by running the mix once more."""
         given = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
         cells, batch = (m and m.detach() for m in (self.cells, self.batch))
-        statistics = [t.requires_grad_(needed[0]) for m in (cells, batch) if m for t in (m.mean, m.var)]
+        sources = [m for m in (cells, batch) if m is not None]
+        statistics = [t.requires_grad_(needed[0]) for m in sources for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(cells, batch, given)
         pull = found.pull if isinstance(found, Standardized) else partial(pull_triple, found)
-        return through(pull(self.scale, total, product), [*statistics, *given])
-
-    def grad_input(self, dy: Tensor, x: Tensor, sources: Sequence[Moments], grads: Sequence[Tensor | None]) -> Tensor:
-        """dx from the gradients of the moments; those of cells and of the batch add up to one line in x."""
+        grads = through(pull(self.scale, total, product), [*statistics, *given])
         lines = [_line(m, grads[2 * i], grads[2 * i + 1]) for i, m in enumerate(sources)]
+        return lines, grads[len(statistics) :]
+
+    def grad_input(self, dy: Tensor, x: Tensor, lines: Sequence[Line]) -> Tensor:
+        """dx: that of the affine map, and the gradients through the moments, which add up to one line in x."""
         if not lines:
             zero = torch.zeros_like(self.scale)
             return self.backend.cell_affine(dy, zero, self.scale, zero)
@@ -177,11 +180,11 @@ def _spread(view: Tensor, triple: Triple) -> tuple[Tensor, Tensor, Tensor]:
     return spread(triple[0]), spread(triple[1]), spread(triple[2])
 
 
-def _line(moments: Moments, d_mean: Tensor | None, d_var: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _line(moments: Moments, d_mean: Tensor | None, d_var: Tensor | None) -> Line:
     """The gradient through one mean and one variance as slope * (x - pivot) + offset."""
     count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
     slope = torch.zeros_like(moments.var) if d_var is None else d_var * (2 / count)
-    return slope, moments.mean, torch.zeros_like(moments.mean) if d_mean is None else d_mean / count
+    return slope, moments.mean.detach(), torch.zeros_like(moments.mean) if d_mean is None else d_mean / count
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -25,7 +25,7 @@ with ns.backend("auto"):
 print(json.dumps(found))
 """
 BIG = (8, 16, 64, 64)
-ONE_CHANNEL = (100_000, 1)  # an imaginary part has stride 2, which only such a shape lets the kernels read in place
+ONE_CHANNEL = (64, 1)  # an imaginary part has stride 2, which only such a shape lets the kernels read in place
 
 
 def choice(x, operator="batch"):
@@ -170,8 +170,18 @@ def negative(*shape):
     return z
 
 
+@pytest.fixture
+def _kernels_from_one_element_on(monkeypatch):
+    for operator in OURS_WIN_FROM:
+        monkeypatch.setitem(OURS_WIN_FROM, operator, (0, 0))
+
+
+every_shape = pytest.mark.parametrize("shape", [(4, 3, 5, 5), BIG, ONE_CHANNEL], ids=str)
+
+
+@pytest.mark.usefixtures("_kernels_from_one_element_on")
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
-@pytest.mark.parametrize("shape", [(4, 3, 5, 5), BIG, ONE_CHANNEL], ids=str)
+@every_shape
 def test_an_input_with_the_negative_bit(backend, shape):
     x = negative(*shape)
     with ns.backend(backend):
@@ -184,8 +194,9 @@ def test_the_cpu_backend_says_what_it_misses_in_the_negative_bit():
         ns.BatchNorm(3)(negative(4, 3, 5, 5))
 
 
+@pytest.mark.usefixtures("_kernels_from_one_element_on")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(4, 3, 5, 5), BIG, ONE_CHANNEL], ids=str)
+@every_shape
 def test_a_gradient_with_the_negative_bit(backend, shape):
     x = torch.randn(shape, requires_grad=True)
     dy = negative(*shape)

@@ -96,6 +96,8 @@ def prefer_torch(operator: str, x: Tensor) -> bool:
         return forced == "torch"
     in_rows, in_columns = OURS_WIN_FROM[operator]
     elements = x.numel()
-    if elements < min(in_rows, in_columns) or not kernels_take(x) or must_stay_plain((x,)):
+    if elements < min(in_rows, in_columns) or (elements < in_rows and x.is_contiguous() and x.dim() > 2):
+        return True
+    if not kernels_take(x) or must_stay_plain((x,)):
         return True
     return elements < (in_columns if layout(cut(x)) == "columns" else in_rows)

@@ -1,5 +1,7 @@
 """The four operations in plain torch: for every device, as the oracle of the other backends, and differentiable as they stand."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def _inside(x: Tensor, within: Bounds) -> Tensor:
 
 def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Moments:
     bounds = None if within is None else (within[0].unsqueeze(2), within[1].unsqueeze(2))
-    return Moments.of(widened(x), (0, 2) if shared else 2, bounds).map(lambda t: t.squeeze(2))
+    return replace(Moments.of(widened(x), (0, 2) if shared else 2, bounds).map(lambda t: t.squeeze(2)), direct=True)
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

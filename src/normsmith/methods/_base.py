@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ class Normalizer(nn.Module):
 
     def precision(self) -> torch.dtype | None:
         """The type of the parameters, None if there are none."""
-        return None if self.weight is None else self.weight.dtype
+        weight = self._parameters.get("weight")  # past nn.Module.__getattr__, in a check at every forward
+        return None if weight is None else weight.dtype
 
     def warn_if_single(self, elements: int, statistic: str, cure: str) -> None:
         """Warn where a batch-free statistic covers one element: the output is then the bias, whatever the input."""
@@ -112,9 +113,9 @@ class Normalizer(nn.Module):
         """Arguments that forward needs besides `x`, made up from it: for traces, tests and benchmarks."""
         return {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = super().__call__(*args, **kwargs)
-        return output
+    if TYPE_CHECKING:  # torch says Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def extra_repr(self) -> str:
         return ", ".join([str(self.num_features), *(f"{key}={value}" for key, value in self.options().items())])

@@ -67,7 +67,8 @@ class RunningNormalizer(Normalizer):
 
     def precision(self) -> torch.dtype | None:
         """The type of the running statistics, or else of the parameters."""
-        return super().precision() if self.running_mean is None else self.running_mean.dtype
+        running = self._buffers.get("running_mean")
+        return super().precision() if running is None else running.dtype
 
     @property
     def uses_running_stats(self) -> bool:

@@ -101,7 +101,7 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_moments(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
     count: int | Tensor = found[0] if within is not None else positions * (samples if shared else 1)
-    return Moments(found[1], found[2], count)
+    return Moments(found[1], found[2], count, direct=True)
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
