@@ -62,6 +62,10 @@ LAYOUTS = {
     "every other position of channels_last": (lambda: numbers(2, 10, 3).transpose(1, 2)[:, :, ::2], "columns"),
     "samples last": (lambda: numbers(3, 5, 2).permute(2, 0, 1), "neither"),
     "tokens transposed": (lambda: cut(numbers(3, 4).T), "neither"),
+    "expanded over samples": (lambda: numbers(1, 3, 5).expand(2, -1, -1), "neither"),
+    "expanded over channels": (lambda: numbers(2, 1, 5).expand(-1, 3, -1), "neither"),
+    "expanded over positions": (lambda: numbers(2, 3, 1).expand(-1, -1, 5), "neither"),
+    "expanded over a single sample": (lambda: numbers(1, 3, 5).expand(1, -1, -1), "rows"),
     "one position": (lambda: cut(numbers(2, 3, 1, 1)), "columns"),
     "one position of channels_last": (
         lambda: cut(numbers(2, 3, 1, 1).contiguous(memory_format=torch.channels_last)),

@@ -14,6 +14,8 @@ from normsmith.errors import OptionError
 from normsmith.kernels import choose
 from normsmith.methods.catalog import catalog, find
 
+NETWORK_ROUNDS = 4  # for each round of the rest: a difference of two steps is noisier than a time
+
 
 def _among(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     for value in wanted or ():
@@ -61,7 +63,7 @@ def run(
     title = f"{around['machine']}, torch {around['torch']}, allocator {around['allocator']}"
     if console.is_terminal:
         console.print(tables.table(rows, title))
-    inner = [row for layout in layouts for row in inside.measure(names, max(rounds, 15), layout)] if network else []
+    inner = [row for layout in layouts for row in inside.measure(names, NETWORK_ROUNDS * rounds, layout)] if network else []
     if inner:
         console.print(tables.network_table(inner))
         if save:
