@@ -7,6 +7,7 @@ numba looks only at the file of the function it loads, not at the files of the f
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ _config: Any = numba.config
 
 
 def folder() -> Path:
-    """NUMBA_CACHE_DIR if set, else the user's cache folder; in it, one for this source. Where it cannot be written, numba finds another."""
+    """In NUMBA_CACHE_DIR, the user's cache folder, or that for temporary files; where it cannot be written, numba finds another."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
-    base = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises for a user without one)
+        base = f"{home}/.cache" if home != "~" else f"{tempfile.gettempdir()}/normsmith-{os.getuid()}"
     return Path(base) / "normsmith" / source.hexdigest()[:16]
 
 

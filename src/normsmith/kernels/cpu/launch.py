@@ -24,7 +24,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, bool]:
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
     """`dy` in the layout of `x`: a gradient may come expanded from a sum or in another memory format."""
-    if dy.dtype == x.dtype and layout(dy) == layout(x) and not dy.is_neg():
+    if dy.dtype == x.dtype and layout(dy) == layout(x) and not dy.is_neg() and dy.data_ptr():
         return dy
     return torch.empty_like(x).copy_(dy)
 
