@@ -254,3 +254,12 @@ def test_tracing_sees_the_operations(case, training, backend, monkeypatch):
     y = p.run(x)
     assert_by_plain_operations(y)
     assert_same(y, p.plain()[0], "output")
+
+
+def test_many_gradients_at_once_are_refused_in_words():
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    for backend in ("cpu", "reference"):
+        with ns.backend(backend):
+            y = ns.BatchNorm(3)(x)
+            with pytest.raises(ns.BackendError, match="one gradient at a time"):
+                torch.autograd.grad(y, x, torch.randn(2, *y.shape), is_grads_batched=True)

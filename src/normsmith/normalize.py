@@ -29,11 +29,11 @@ from torch import Tensor
 
 from normsmith.affine import Standardized, Triple, pull_triple, through
 from normsmith.cells import cut, statistics_of
-from normsmith.errors import CaptureError
+from normsmith.errors import BackendError, CaptureError
 from normsmith.kernels import Backend, Bounds, reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments
-from normsmith.surroundings import must_stay_plain
+from normsmith.surroundings import is_batched, must_stay_plain
 
 Sees = Literal["cells", "batch", "both", "nothing"]
 Mix = Callable[..., Triple | Standardized]
@@ -206,6 +206,11 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         needed = ctx.needs_input_grad[1:]
         x, *tensors = ctx.saved_tensors
+        if is_batched(grads[0]):
+            raise BackendError(
+                "a backward of normsmith expects one gradient at a time: got many, from is_grads_batched=True or vmap; "
+                'loop over them, take torch.func.vjp, or run the forward under backend("torch") if torch has the operator'
+            )
         with _without_autocast(x):
             if not torch.is_grad_enabled():
                 return None, *ctx.step.backward(grads[0], x, tensors, needed)

@@ -25,3 +25,8 @@ def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
     return any(type(t) not in _PLAIN_TYPES for t in tensors)  # FakeTensor, DTensor, quantized and user subclasses
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient is really many, from `is_grads_batched=True`: it has no memory of its own to read."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad))
