@@ -8,7 +8,7 @@ bias may be plain numbers. Options are bound beforehand (functools.partial); eve
 elsewhere would get no gradient: that is an error.
 
 The node reads x twice forward (moments, affine) and twice backward (sums, gradient), and keeps x and a few numbers per cell. The
-backward runs `mix` again on those numbers, so there is no graph to keep. With center, scale and bias per cell,
+backward runs `mix` again on those numbers where it must be differentiated, so there is no graph to keep. Per cell,
 
     d bias = sum dy,  d scale = sum dy (x - center),  d center = -scale sum dy          (the sums)
     d mean, d var = the derivative of mix, by autograd                                  (small)
