@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamped by content: a changed pyproject.toml or constraints.txt installs again.
+# A stamp: a pyproject.toml or constraints.txt newer than it installs again.
 READY := $(VENV)/ready
 
 .PHONY: setup demo test test-slow check bench docs clean

@@ -114,9 +114,8 @@ def benchmark_page() -> tuple[Path, str]:
         "Where we are slower, and why. *Layer and group norm in columns*, at some sizes: torch's channels_last kernel takes the variance",
         "as E[x²] - E[x]², in one pass, and is wrong for data far from zero (`methods/_torch.py`); ours is not, and pays for it.",
         "*Batch norm in columns and in evaluation*: torch's operator does the work, at the speed of memory; the rest is the call.",
-        "*RMS norm and adaptive instance norm on small tensors*: torch has no operator for them, and a call of the node costs 0.1 to",
-        "0.3 ms. *Inside a network* tensors come from memory, where our batch norm gains less than alone; the interval is wide, the",
-        "machine is shared.",
+        "*RMS norm and adaptive instance norm on small tensors*: torch has no single operator for them; the time is that of calls.",
+        "*Inside a network* tensors come from memory, where our batch norm gains less than alone; the interval is wide, the machine shared.",
     ]
     for around in sorted({(r["machine"], r["torch"], r["numba"], r["allocator"]) for r in rows}):
         lines += ["", f"Measured on {around[0]}; torch {around[1]}, numba {around[2]}, allocator {around[3]}."]

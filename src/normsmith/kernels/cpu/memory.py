@@ -56,6 +56,6 @@ def view(address, zero, offset, size):
 
 @sequential
 def fill(array, value):
-    """Every element set to `value`; a loop, because a slice assignment takes numba ten times as long to compile."""
+    """Every element set to `value`; a loop, because numba takes longer to compile a slice assignment."""
     for i in range(array.size):
         array[i] = value
