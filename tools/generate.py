@@ -115,7 +115,7 @@ def benchmark_page() -> tuple[Path, str]:
         "as E[x²] - E[x]², in one pass, and is wrong for data far from zero (`methods/_torch.py`); ours is not, and pays for it.",
         "*Batch norm in columns and in evaluation*: torch's operator does the work, at the speed of memory; the rest is the call.",
         "*RMS norm and adaptive instance norm on small tensors*: torch has no single operator for them; the time is that of calls.",
-        "*Inside a network* tensors come from memory, where our batch norm gains less than alone; the interval is wide, the machine shared.",
+        "*Inside a network* tensors come from memory, where our batch norm gains less than alone; the interval is wide.",
     ]
     for around in sorted({(r["machine"], r["torch"], r["numba"], r["allocator"]) for r in rows}):
         lines += ["", f"Measured on {around[0]}; torch {around[1]}, numba {around[2]}, allocator {around[3]}."]
