@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,19 @@ class Case:
             for tensor in layer.state_dict().values():
                 if tensor.is_floating_point() and not tensor.is_meta:
                     tensor.add_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * 0.5)
+        if self.entry.random:
+            layer.register_forward_pre_hook(_seed)
         return layer
+
+
+def _seed(*_: object) -> None:
+    """So that a random layer repeats itself."""
+    torch.manual_seed(0)
+
+
+def floating(extra: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The arguments with those that are numbers, not indices, changed."""
+    return {key: change(value) if value.is_floating_point() else value for key, value in extra.items()}
 
 
 def oracle_of(name: str) -> Any:
@@ -60,6 +73,7 @@ def oracle_of(name: str) -> Any:
 
 def by_oracle(layer: Any, name: str, x: Tensor, tensors: dict[str, Tensor | None], extra: dict[str, Tensor]) -> Any:
     """The oracle's output and new buffers for the tensors of a layer."""
+    _seed()
     return oracle_of(name).forward(x, layer.training, **tensors, **oracle_options(layer), **extra)
 
 
@@ -74,6 +88,17 @@ def tensors_of(layer: Any) -> dict[str, Tensor | None]:
 
 
 CASES = [Case(name) for name in ns.catalog()]
+
+
+def with_backends(cases: list[Case]) -> list[tuple[Case, str]]:
+    """Each with the backends that differ for it: those of torch's operator only where torch has it."""
+    found = []
+    for case in cases:
+        has_twin = ns.make(case.name, CHANNELS, **case.options).torch_twin() is not None
+        found += [(case, backend) for backend in (BACKENDS if has_twin else ("cpu", "reference"))]
+    return found
+
+
 VARIANTS = CASES + [Case(name, options) for name in ns.catalog() for options in oracle_of(name).VARIANTS]
 
 SHAPES = [(5, CHANNELS), (4, CHANNELS, 7), (3, CHANNELS, 5, 6), (2, CHANNELS, 3, 4, 5)]

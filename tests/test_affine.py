@@ -1,19 +1,28 @@
 """The derivative written by hand against the one autograd finds."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from helpers import assert_same
 
 from normsmith.affine import Standardized, pull_triple, through
-from normsmith.moments import Moments
+from normsmith.moments import Moments, Pooled, Pull
 
 CELLS = (4, 6)
 
 
 def leaf(*shape):
     return (torch.rand(shape, dtype=torch.float64) + 0.5).requires_grad_()
+
+
+def pulled(pull, *sums):
+    """The tensors that gradients arrive at."""
+    to = Pull()
+    pull(*sums, to)
+    assert not to.pooled
+    return to.tensors
 
 
 def expected_gradients(triple, leaves, total, product):
@@ -37,14 +46,14 @@ def test_the_derivative_of_standardizing(shape, weight, bias):
     leaves = [t for t in (mean, var, weight, bias) if t is not None]
     triple = value.triple()
     with torch.no_grad():
-        found = through(value.pull(triple[1].detach().expand(CELLS), total, product), leaves)
+        found = through(pulled(value.pull, triple[1].detach().expand(CELLS), total, product), leaves)
     for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
         assert_same(one, other)
     assert not value.is_closed(leaves), "moments of nobody knows what"
-    direct = value._replace(moments=Moments(mean, var, 7, direct=True))
-    assert direct.is_closed(leaves)
+    of_x = value._replace(moments=Pooled(mean, var, 7))
+    assert of_x.is_closed(leaves)
     if weight is not None:
-        assert not direct.is_closed([mean, var])
+        assert not of_x.is_closed([mean, var])
 
 
 def test_what_comes_before_goes_through_autograd():
@@ -55,8 +64,8 @@ def test_what_comes_before_goes_through_autograd():
     leaves = [mean, var, weight]
     triple = value.triple()
     with torch.no_grad():
-        pulled = value.pull(triple[1], total, product)
-    found = through(pulled, leaves)
+        arrived = pulled(value.pull, triple[1], total, product)
+    found = through(arrived, leaves)
     value = Standardized(Moments(mean, var, 5).pool(1), weight, weight * 2, 1e-3)
     triple = value.triple()
     for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
@@ -66,27 +75,34 @@ def test_what_comes_before_goes_through_autograd():
 def test_a_triple_with_numbers_and_a_leaf_used_twice():
     scale = leaf(1, 6)
     total, product = torch.randn(CELLS, dtype=torch.float64), torch.randn(CELLS, dtype=torch.float64)
-    (found,) = through(pull_triple((0.0, scale, scale), scale.detach().expand(CELLS), total, product), [scale])
+    (found,) = through(pulled(partial(pull_triple, (0.0, scale, scale)), scale.detach().expand(CELLS), total, product), [scale])
     assert_same(found, (product + total).sum(0, keepdim=True))
     assert through([], [scale]) == [None]
     frozen = torch.ones(1, 6)
     assert through([(scale * 2, total)], [frozen]) == [None]
 
 
-def test_only_moments_of_x_are_direct():
+def closed(moments, *tensors):
+    return Standardized(moments, None, None, 1e-5).is_closed(tensors)
+
+
+def test_only_what_is_made_of_moments_of_x_is_closed():
     """Whatever else is done to them, the short way of the derivative must not be taken."""
-    cells = Moments.of(torch.randn(4, 6, 5), 2)
-    other = Moments.of(torch.randn(4, 6, 5), 2)
-    half = torch.tensor([0.5, 0.5])
-    assert cells.direct
-    assert cells.map(lambda t: t.squeeze(2)).direct is False
-    cells = Moments(cells.mean[..., 0], cells.var[..., 0], 5, direct=True)
-    assert cells.pool(0).direct
-    assert cells.pool(1).pool(0).direct
-    assert cells.detach().direct
-    assert cells.pool_groups(2).direct
-    assert not cells.pool_groups(2).pool(0).direct
-    assert not cells.pool_groups(2).pool_groups(3).direct
-    assert not cells.merge(cells).direct
-    assert not Moments.blend([cells, cells.pool(0)], half, half).direct
-    assert not Moments(other.mean, other.var, 5).direct
+    x = torch.randn(4, 6, 5)
+    weights, ids = torch.tensor([0.5, 0.5]), torch.tensor([0, 1, 1, 0])
+    cells = Moments.of(x, 2)
+    assert closed(cells)
+    assert not closed(cells.map(lambda t: t.squeeze(2)))
+    cells = Pooled(cells.mean[..., 0], cells.var[..., 0], 5)
+    blend = Moments.blend([cells, cells.pool(0)], weights, weights)
+    halves = Moments.by_channels((cells, 2), (cells.pool(0), 4))
+    for short in (cells.pool(0), cells.pool(1).pool(0), cells.pool_groups(2), cells.pool_sets(ids, 2), halves):
+        assert closed(short)
+    for long in (cells.detach(), cells.pool_groups(2).pool(0), cells.pool_sets(ids, 2).pool_groups(3), cells.merge(cells)):
+        assert not closed(long)
+    assert closed(blend, weights)
+    assert not closed(blend), "the weights come from elsewhere"
+    assert not closed(Moments.by_channels((cells, 2), (cells.detach(), 4)))
+    world = Pooled(cells.mean, cells.var, 5, world=True)
+    assert closed(world)
+    assert not closed(world.pool(1)), "the gradients of all ranks come together at the batch, not behind it"

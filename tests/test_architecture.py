@@ -12,7 +12,22 @@ import normsmith as ns
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "normsmith"
-FLOORS = ["errors", "cells", "moments", "affine", "surroundings", "kernels", "normalize", "methods", "bench", "cli", "__main__"]
+FLOORS = [
+    "errors",
+    "cells",
+    "moments",
+    "affine",
+    "surroundings",
+    "world",
+    "kernels",
+    "plan",
+    "normalize",
+    "measure",
+    "methods",
+    "bench",
+    "cli",
+    "__main__",
+]
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

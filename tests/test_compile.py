@@ -48,6 +48,8 @@ def assert_same_steps(case, training, backend):
 @every_case
 @every_mode
 def test_compiled_equals_eager(case, training):
+    if training and case.entry.random:
+        pytest.skip("a compiled graph draws other numbers")
     assert_same_steps(case, training, "aot_eager")
 
 
@@ -75,6 +77,8 @@ def test_exported_equals_eager(case, strict):
 @every_case
 @every_mode
 def test_inductor_equals_eager(case, training):
+    if training and case.entry.random:
+        pytest.skip("a compiled graph draws other numbers")
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("inductor needs a C++ compiler")
     assert_same_steps(case, training, "inductor")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normsmith as ns
 from normsmith.affine import Standardized
+from normsmith.measure import measure
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
@@ -556,3 +557,71 @@ def test_x_and_a_few_numbers_are_saved(name):
     assert [t.untyped_storage().data_ptr() for t in large] == [x.untyped_storage().data_ptr()]
     assert sum(t.numel() for t in saved) - x.numel() <= 4 * N * C
     assert storages(x.numel()) - before == {y.untyped_storage().data_ptr()}, "more is held than hooks see"
+
+
+IDS = torch.tensor([0, 2, 0, 2])
+COMBINED = {
+    "blended": lambda cells, batch, *weights: Moments.blend([cells, cells.pool(1), batch], *weights),
+    "by channels": lambda cells, batch, *_: Moments.by_channels((cells, 2), (batch, 4)),
+    "pooled in sets": lambda cells, batch, *_: cells.pool_sets(IDS, 3),
+    "pooled in groups": lambda cells, batch, *_: cells.pool_groups(3),
+    "pooled": lambda cells, batch, *_: cells.pool(1),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("floored", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("kind", COMBINED)
+def test_derivatives_by_hand_of_every_combination(backend, masked, floored, centered, kind):
+    """Against finite differences, and against autograd through plain operations."""
+    x, weight, bias = random(N, C, 3, 4).requires_grad_(), random(C).requires_grad_(), random(C).requires_grad_()
+    shares = [random(3, seed=seed).requires_grad_() for seed in (1, 2)] if kind == "blended" else []
+    floor = [(random(C, seed=3) - 0.2).requires_grad_()] if floored else []
+    mask = random(N, 1, 3, 4, seed=4) > 0.8
+    mask[2] = False
+
+    def mix(cells, batch, weight, bias, *shares):
+        return Standardized(COMBINED[kind](cells, batch, *shares), weight, bias, EPS, centered)
+
+    def run(x, *tensors):
+        level = tensors[-1] if floored else None
+        rest = tensors[:-1] if floored else tensors
+        return normalize(x, mix, *rest, sees="both", mask=mask if masked else None, floor=level).y
+
+    leaves = [x, weight, bias, *shares, *floor]
+    with ns.backend(backend):
+        assert torch.autograd.gradcheck(run, leaves)
+        by_hand = torch.autograd.grad(run(*leaves).square().sum(), leaves)
+        plain = torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True)
+    for one, other in zip(by_hand, plain, strict=True):
+        assert_same(one, other)
+    if masked:
+        assert (run(*leaves)[~mask.expand(N, C, 3, 4)] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sees", ["cells", "batch", "both"])
+def test_measured_moments_are_differentiable_twice(backend, masked, sees):
+    x = random(N, C, 3, 4).requires_grad_()
+    mask = random(N, 1, 3, 4, seed=4) > 0.8 if masked else None
+
+    def run(x):
+        return tuple(t for m in measure(x, sees=sees, mask=mask) if m is not None for t in (m.mean, m.var))
+
+    with ns.backend(backend):
+        assert torch.autograd.gradcheck(run, (x,))
+        assert torch.autograd.gradgradcheck(run, (x,))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_nan_under_the_mask_is_not_taken_for_padding(backend):
+    x = random(N, C, 12)
+    mask = torch.arange(12).expand(N, 1, 12) < torch.tensor([12, 5, 0, 7]).view(N, 1, 1)
+    x[1, 2, 3], x[1, 3, 6] = float("nan"), float("nan")
+    with ns.backend(backend):
+        cells, batch = measure(x, sees="both", mask=mask)
+    assert cells.mean.isnan().nonzero().tolist() == [[1, 2]], "the other one is padding"
+    assert batch.var.isnan().nonzero().tolist() == [[0, 2]]

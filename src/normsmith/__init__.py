@@ -12,6 +12,7 @@ from normsmith.errors import (
     InputError,
     NormsmithError,
     OptionError,
+    SynchronizationError,
     TooFewValuesError,
     UnknownMethodError,
 )
@@ -33,6 +34,7 @@ __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "InputError",
     "NormsmithError",
     "OptionError",
+    "SynchronizationError",
     "TooFewValuesError",
     "UnknownMethodError",
     "catalog",

@@ -5,6 +5,7 @@ from normsmith.errors import CaptureError as CaptureError
 from normsmith.errors import InputError as InputError
 from normsmith.errors import NormsmithError as NormsmithError
 from normsmith.errors import OptionError as OptionError
+from normsmith.errors import SynchronizationError as SynchronizationError
 from normsmith.errors import TooFewValuesError as TooFewValuesError
 from normsmith.errors import UnknownMethodError as UnknownMethodError
 from normsmith.kernels.choose import backend as backend

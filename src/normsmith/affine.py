@@ -11,53 +11,57 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normsmith.moments import Moments
+from normsmith.moments import Moments, Pooled, Pull, fit
 
 Triple = tuple[Tensor | float, Tensor, Tensor | float]
 
 
 class Standardized(NamedTuple):
-    """Data of these moments brought to mean 0 and variance 1, then times `weight` plus `bias`, where there are any."""
+    """Data of these moments brought to mean 0 and variance 1, then times `weight` plus `bias`, where there are any.
+
+    Not `centered`, they are only divided by the root of their mean square.
+    """
 
     moments: Moments
     weight: Tensor | None
     bias: Tensor | None
     eps: float
+    centered: bool = True
+
+    def _inverse(self) -> Tensor:
+        power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
+        return (power + self.eps).rsqrt()
 
     def triple(self) -> Triple:
         """Center, scale and bias."""
-        center, scale = self.moments.standardize(self.eps)
+        center, scale = self.moments.mean if self.centered else 0.0, self._inverse()
         return center, scale if self.weight is None else scale * self.weight, 0.0 if self.bias is None else self.bias
 
     def is_closed(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether it holds moments of x, however pooled, and these tensors themselves, so that `pull` is the whole derivative."""
-        own = [t for t in (self.weight, self.bias) if t is not None]
-        return self.moments.direct and all(any(t is given for given in tensors) for t in own)
+        """Whether it is made of moments of x and of these tensors themselves, so that `pull` is the whole derivative."""
+        own = (self.weight, self.bias, *self.moments.sources())
+        return all(isinstance(t, Pooled) or t is None or any(t is given for given in tensors) for t in own)
 
-    def pull(self, scale: Tensor, total: Tensor, product: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Mean, variance, and weight and bias if there are, each with its gradient, from the sums of dy and of dy * (x - center)."""
-        inverse = (self.moments.var + self.eps).rsqrt()
+    def pull(self, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
+        """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
+        inverse, mean, var = self._inverse(), self.moments.mean, self.moments.var
         d_scale = product * inverse
-        found = [
-            (self.moments.mean, _fit(scale * total, self.moments.mean).neg()),
-            (self.moments.var, _fit(scale * inverse * d_scale, self.moments.var).mul(-0.5)),
-        ]
+        d_var = fit(scale * inverse * d_scale, var).mul(-0.5)
+        self.moments.pull(fit(scale * total, mean).neg() if self.centered else 2 * mean * d_var, d_var, to)
         if self.weight is not None:
-            found.append((self.weight, _fit(d_scale, self.weight)))
+            to.tensors.append((self.weight, fit(d_scale, self.weight)))
         if self.bias is not None:
-            found.append((self.bias, _fit(total, self.bias)))
-        return found
+            to.tensors.append((self.bias, fit(total, self.bias)))
 
 
-def pull_triple(triple: Triple, scale: Tensor, total: Tensor, product: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each tensor of a triple with its gradient, from the same sums."""
+def pull_triple(triple: Triple, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
+    """The same for a triple."""
     center, slope, bias = triple
-    found = [(slope, _fit(product, slope))]
+    to.tensors.append((slope, fit(product, slope)))
     if isinstance(center, Tensor):
-        found.append((center, _fit(-scale * total, center)))
+        to.tensors.append((center, fit(-scale * total, center)))
     if isinstance(bias, Tensor):
-        found.append((bias, _fit(total, bias)))
-    return found
+        to.tensors.append((bias, fit(total, bias)))
 
 
 def through(found: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) -> list[Tensor | None]:
@@ -82,10 +86,3 @@ def through(found: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) ->
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
-
-
-def _fit(grad: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient of a tensor that was broadcast, in its own shape and type."""
-    if grad.shape != tensor.shape:
-        grad = grad.view(tensor.shape) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
-    return grad if grad.dtype == tensor.dtype else grad.to(tensor.dtype)

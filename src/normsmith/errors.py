@@ -6,7 +6,8 @@ NormsmithError
 ├── InputError (ValueError)           a tensor of the wrong shape, type or size
 │   └── TooFewValuesError             a statistic of a single element: the message names the cures
 ├── CaptureError (RuntimeError)       a `mix` used a tensor it was not given, which would silently get no gradient
-└── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
+├── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
+└── SynchronizationError (RuntimeError)  a collective of synchronised statistics failed: a rank died, or did not take part
 """
 
 
@@ -36,3 +37,7 @@ class CaptureError(NormsmithError, RuntimeError):
 
 class BackendError(NormsmithError, RuntimeError):
     """A backend that was asked for by name cannot do the work."""
+
+
+class SynchronizationError(NormsmithError, RuntimeError):
+    """Ranks that did not all take part in a collective."""

@@ -14,15 +14,15 @@ backward runs `mix` again on those numbers where it must be differentiated, so t
     d mean, d var = the derivative of mix, by autograd                                  (small)
     d x = scale dy + d mean / count + 2 d var (x - mean) / count                        (the gradient)
 
+`measure` is the first half alone: the moments, differentiable, for methods whose output is not affine in x.
+
 Where somebody must see plain operations (`surroundings.py`), or differentiates the gradient, the same steps run as ordinary torch.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +30,15 @@ from torch import Tensor
 from normsmith.affine import Standardized, Triple, pull_triple, through
 from normsmith.cells import cut, statistics_of
 from normsmith.errors import BackendError, CaptureError
-from normsmith.kernels import Backend, Bounds, reference
+from normsmith.kernels import Backend, Bounds, Floor, reference
 from normsmith.kernels.choose import backend_for
-from normsmith.moments import Moments
-from normsmith.surroundings import is_batched, must_stay_plain
+from normsmith.moments import Moments, Pooled, Pull, fit
+from normsmith.plan import Plan, Sees, add_lines
+from normsmith.surroundings import is_batched, must_stay_plain, without_autocast
+from normsmith.world import World
 
-Sees = Literal["cells", "batch", "both", "nothing"]
 Mix = Callable[..., Triple | Standardized]
-Line = tuple[Tensor, Tensor, Tensor]  # slope * (x - pivot) + offset
+Affine = tuple[Tensor, Tensor, Tensor]  # center, scale, bias, of one shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +50,32 @@ class Normalized:
     batch: Moments | None
 
 
-def normalize(x: Tensor, mix: Mix, *tensors: Tensor | None, sees: Sees, within: Bounds | None = None) -> Normalized:
-    """Normalize `x` (N, C, *spatial) as `mix` says; moments count only elements strictly between the bounds of `within`."""
-    given = tuple(t for t in tensors if t is not None)
-    step = _Pass(mix, tuple(t is not None for t in tensors), sees, within)
+def normalize(
+    x: Tensor,
+    mix: Mix,
+    *tensors: Tensor | None,
+    sees: Sees,
+    within: Bounds | None = None,
+    mask: Tensor | None = None,
+    world: World | None = None,
+    floor: Tensor | None = None,
+) -> Normalized:
+    """Normalize `x` (N, C, *spatial) as `mix` says; moments count only elements strictly between the bounds of `within`.
+
+    `mask` broadcasts to x; `floor` is a statistic, (C,), (1, C) or (N, C).
+    """
+    step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), floor is not None)
+    given = tuple(t for t in (*tensors, floor) if t is not None)
+    x = step.plan.masked(x)
     if must_stay_plain((x, *given)):
-        return step.plain(x, given)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
+        result = step.plain(x, given)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
         y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
+        result = Normalized(y, step.cells, step.batch)
     else:
         y = step.forward(backend_for(x), x, given)
-    return Normalized(y, step.cells, step.batch)
+        result = Normalized(y, step.cells, step.batch)
+    return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
 
 
 class _Pass:
@@ -68,54 +84,49 @@ class _Pass:
     backend: Backend = reference
     cells: Moments | None = None
     batch: Moments | None = None
-    center: Tensor
-    scale: Tensor
+    affine: Affine
+    level: Tensor | None = None  # the floor, spread
     given: Sequence[Tensor]  # the tensors of the mix, detached
     closed: Standardized | None = None  # what the mix made of them, if its derivative needs no autograd
 
-    def __init__(self, mix: Mix, present: tuple[bool, ...], sees: Sees, within: Bounds | None) -> None:
+    def __init__(self, plan: Plan, mix: Mix, present: tuple[bool, ...], floored: bool) -> None:
+        self.plan = plan
         self.mix = mix
         self.present = present
-        self.sees = sees
-        self.within = within
+        self.floored = floored
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
         """The whole forward as ordinary differentiable operations; changes nothing here, a backward may still need what is here."""
-        with _without_autocast(x):
+        with without_autocast(x):
             view = cut(x)
-            cells, batch = self.moments(reference, view)
-            triple = _triple(self.mixed(cells, batch, tensors))
-            y = reference.cell_affine(view, *_spread(view, triple)).view(x.shape)
+            cells, batch = self.plan.moments(reference, view)
+            affine, level = self.mapped(view, self.mixed(cells, batch, tensors), tensors)
+            y = reference.cell_affine(self.plan.filled(view), *affine, level).view(x.shape)
         return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
     def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
         self.backend = backend
-        with _without_autocast(x), torch.no_grad():
+        with without_autocast(x), torch.no_grad():
             view = cut(x)
-            self.cells, self.batch = self.moments(backend, view)
+            self.cells, self.batch = self.plan.moments(backend, view)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
-                triple = _triple(found)
-            if any(isinstance(value, Tensor) and value.requires_grad for value in triple):
+                self.affine, self.level = self.mapped(view, found, self.given)
+            if any(value.requires_grad for value in self.affine):
                 raise CaptureError(
                     "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
                     f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
                 )
             if isinstance(found, Standardized) and found.is_closed(self.given):
                 self.closed = found
-            self.center, self.scale, bias = _spread(view, triple)
-            return backend.cell_affine(view, self.center, self.scale, bias).view(x.shape)
+            return backend.cell_affine(view, *self.affine, self.level).view(x.shape)
 
-    def moments(self, backend: Backend, view: Tensor) -> tuple[Moments | None, Moments | None]:
-        """The moments the mix asked to see: (cells, batch)."""
-        if self.sees == "nothing":
-            return None, None
-        if self.sees == "batch":
-            return None, backend.cell_moments(view, self.within, shared=True)
-        cells = backend.cell_moments(view, self.within)
-        return cells, cells.pool(0) if self.sees == "both" else None
+    def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Tensor | None]:
+        """The affine map of every cell, and the floor."""
+        triple = found.triple() if isinstance(found, Standardized) else found
+        return _spread(view, triple), _spread_one(view, tensors[-1]) if self.floored else None
 
     def mixed(self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]) -> Triple | Standardized:
         """What the mix gives for these values of its arguments."""
@@ -125,74 +136,76 @@ class _Pass:
     def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
-        total, product = self.backend.cell_grad_sums(grad, view, self.center, shared=self.scale.shape[0] == 1)
+        floor = None if self.level is None else Floor(*self.affine, self.level)
+        everywhere = self.plan.everywhere(view) if floor is None else None
+        scale = self.affine[1]
+        shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
+        total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
+        pull = Pull()
         if self.closed is not None:
-            moments = self.closed.moments
-            (_, d_mean), (_, d_var), *rest = self.closed.pull(self.scale, total, product)
-            lines = [_line(moments, moments.regroup(d_mean), moments.regroup(d_var))]
-            grads = through(rest, self.given)
+            self.closed.pull(scale, total, product, pull)
+            grads = through(pull.tensors, self.given)
         else:
-            lines, grads = self.by_autograd(tensors, needed, total, product)
-        return [self.grad_input(grad, view, lines).view(x.shape) if needed[0] else None, *grads]
+            grads = self.by_autograd(tensors, needed, total, product, pull)
+        if below is not None:
+            grads[-1] = fit(below, tensors[-1])
+        if not needed[0]:
+            return [None, *grads]
+        lines = self.plan.lines(pull)
+        if not lines:
+            nothing = torch.zeros_like(scale)
+            lines = [(nothing, nothing, nothing)] if floor is not None else []
+        if not lines:
+            return [self.backend.cell_affine(grad, nothing, scale, nothing).view(x.shape), *grads]
+        within = self.plan.within or self.plan.everywhere(view)
+        return [self.backend.cell_grad_input(grad, view, scale, *add_lines(lines), within, floor).view(x.shape), *grads]
 
     def by_autograd(
-        self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor
-    ) -> tuple[list[Line], list[Tensor | None]]:
-        """The gradients through the cells and the batch, and those of the tensors, by running the mix once more."""
+        self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors, and to `to` those of the cells and the batch, by running the mix once more."""
         given = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed[1:], strict=True)]
-        cells, batch = (m and m.detach() for m in (self.cells, self.batch))
-        sources = [m for m in (cells, batch) if m is not None]
-        statistics = [t.requires_grad_(needed[0]) for m in sources for t in (m.mean, m.var)]
+        sources = [m for m in (self.cells, self.batch) if m is not None]
+        copies = {id(m): m.detach() for m in sources}
+        statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
-            found = self.mixed(cells, batch, given)
-        pull = found.pull if isinstance(found, Standardized) else partial(pull_triple, found)
-        grads = through(pull(self.scale, total, product), [*statistics, *given])
-        lines = [_line(m, grads[2 * i], grads[2 * i + 1]) for i, m in enumerate(sources)]
-        return lines, grads[len(statistics) :]
-
-    def grad_input(self, dy: Tensor, x: Tensor, lines: Sequence[Line]) -> Tensor:
-        """dx: that of the affine map, and the gradients through the moments, which add up to one line in x."""
-        if not lines:
-            zero = torch.zeros_like(self.scale)
-            return self.backend.cell_affine(dy, zero, self.scale, zero)
-        slope, pivot, offset = lines[0]
-        for other_slope, other_pivot, other_offset in lines[1:]:
-            offset = offset + other_offset + other_slope * (pivot - other_pivot)
-            slope = slope + other_slope
-        return self.backend.cell_grad_input(dy, x, self.scale, slope, pivot, offset, self.within)
+            found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
+        pull = Pull()
+        (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
+        grads = through(pull.tensors, [*statistics, *given])
+        for i, m in enumerate(sources):
+            d_mean, d_var = grads[2 * i], grads[2 * i + 1]
+            assert isinstance(m, Pooled)
+            zero = torch.zeros_like(m.mean)
+            to.pooled.append((m, zero if d_mean is None else d_mean, zero if d_var is None else d_var))
+        return grads[len(statistics) :]
 
 
-def _triple(found: Triple | Standardized) -> Triple:
-    return found.triple() if isinstance(found, Standardized) else found
-
-
-def _spread(view: Tensor, triple: Triple) -> tuple[Tensor, Tensor, Tensor]:
+def _spread(view: Tensor, triple: Triple) -> Affine:
     """Center, scale and bias as tensors of one shape, (N, C), or (1, C) if all samples share them."""
     sizes = [value.shape for value in triple if isinstance(value, Tensor)]
     shape = statistics_of(view, shared=all(len(size) < 2 or size[0] == 1 for size in sizes))
+    return _spread_to(view, triple[0], shape), _spread_to(view, triple[1], shape), _spread_to(view, triple[2], shape)
+
+
+def _spread_one(view: Tensor, value: Tensor) -> Tensor:
+    return _spread_to(view, value, statistics_of(view, shared=value.dim() < 2 or value.shape[0] == 1))
+
+
+def _spread_to(view: Tensor, value: Tensor | float, shape: tuple[int, int]) -> Tensor:
     dtype = reference.statistics_type(view)
-
-    def spread(value: Tensor | float) -> Tensor:
-        if not isinstance(value, Tensor):
-            return torch.full(shape, value, dtype=dtype, device=view.device)
-        return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
-
-    return spread(triple[0]), spread(triple[1]), spread(triple[2])
+    if not isinstance(value, Tensor):
+        return torch.full(shape, value, dtype=dtype, device=view.device)
+    return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
 
 
-def _line(moments: Moments, d_mean: Tensor | None, d_var: Tensor | None) -> Line:
-    """The gradient through one mean and one variance as slope * (x - pivot) + offset."""
-    count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
-    slope = torch.zeros_like(moments.var) if d_var is None else d_var * (2 / count)
-    return slope, moments.mean.detach(), torch.zeros_like(moments.mean) if d_mean is None else d_mean / count
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Statistics and mixes are computed in the type they are in, autocast or not."""
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+def refuse_batched(grads: Sequence[Tensor]) -> None:
+    """Raise for gradients that are really many: they have no memory of their own to read."""
+    if any(is_batched(grad) for grad in grads):
+        raise BackendError(
+            "a backward of normsmith expects one gradient at a time: got many, from is_grads_batched=True or vmap; "
+            'loop over them, take torch.func.vjp, or run the forward under backend("torch") if torch has the operator'
+        )
 
 
 class _Node(torch.autograd.Function):
@@ -206,12 +219,8 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         needed = ctx.needs_input_grad[1:]
         x, *tensors = ctx.saved_tensors
-        if is_batched(grads[0]):
-            raise BackendError(
-                "a backward of normsmith expects one gradient at a time: got many, from is_grads_batched=True or vmap; "
-                'loop over them, take torch.func.vjp, or run the forward under backend("torch") if torch has the operator'
-            )
-        with _without_autocast(x):
+        refuse_batched(grads)
+        with without_autocast(x):
             if not torch.is_grad_enabled():
                 return None, *ctx.step.backward(grads[0], x, tensors, needed)
             # The gradient will be differentiated itself. Views, so that a tensor computed from x does not count x twice.

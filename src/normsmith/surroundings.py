@@ -5,6 +5,9 @@ which computes the same numbers from ordinary torch operations. This is the only
 it has a test.
 """
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -30,3 +33,16 @@ def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
 def is_batched(grad: Tensor) -> bool:
     """Whether a gradient is really many, from `is_grads_batched=True`: it has no memory of its own to read."""
     return bool(torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad))
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs again inside a backward, as activation checkpointing does: its buffers have moved already."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Statistics and mixes are computed in the type they are in, autocast or not."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()

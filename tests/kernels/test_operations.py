@@ -8,9 +8,17 @@ from helpers import assert_same
 from isolated import run_python
 from torch import Tensor
 
-from normsmith.kernels import cpu, reference
+from normsmith.kernels import Floor, cpu, reference
 
-NAMES = ("cell_moments", "cell_affine", "cell_grad_sums", "cell_grad_input")
+NAMES = (
+    "cell_moments",
+    "cell_affine",
+    "cell_affine floored",
+    "cell_grad_sums",
+    "cell_grad_sums floored",
+    "cell_grad_input",
+    "cell_grad_input floored",
+)
 LARGE = (7, 12, 1009)  # enough for several cores
 # (N, C, S): a single channel, position, sample, number; one more than a block; many channels; a prime number of tokens.
 SIZES = [(2, 1, 300), (3, 7, 1), (1, 5, 33), (1, 1, 1), (2, 3, 4097), (2, 5000, 3), (257, 6, 1), LARGE]
@@ -54,13 +62,15 @@ def run(backend, name, x, dy, within=None, *, outer=None, shared=False):
     n, c, _ = x.shape
     first, second, third, fourth = (random(outer or n, c, seed=seed, dtype=torch.float32).to(x.dtype) for seed in range(1, 5))
     if name == "cell_moments":
-        found = backend.cell_moments(x, within, shared=shared)
-        return [found.mean, found.var, torch.as_tensor(found.count, dtype=x.dtype).expand_as(found.mean)]
-    if name == "cell_affine":
-        return [backend.cell_affine(x, first, second, third)]
-    if name == "cell_grad_sums":
-        return list(backend.cell_grad_sums(dy, x, first, within, shared=shared))
-    return [backend.cell_grad_input(dy, x, first, second, third, fourth, within)]
+        moments = backend.cell_moments(x, within, shared=shared)
+        return [moments.mean, moments.var, torch.as_tensor(moments.count, dtype=x.dtype).expand_as(moments.mean)]
+    floor = Floor(first, second, third, fourth) if name.endswith("floored") else None
+    if name.startswith("cell_affine"):
+        return [backend.cell_affine(x, first, second, third, floor and fourth)]
+    if name.startswith("cell_grad_sums"):
+        sums = backend.cell_grad_sums(dy, x, first, within if floor is None else None, shared=shared, floor=floor)
+        return [value for value in sums if value is not None]
+    return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, floor)]
 
 
 def exact(name, x, dy, within=None, **options):
@@ -166,8 +176,8 @@ def test_far_from_zero(kind, shared):
     y, dx = cpu.cell_affine(x, center, scale, bias), cpu.cell_grad_input(dy, x, scale, slope, center, bias)
     assert_same(y, reference.cell_affine(x.double(), wide[0], wide[1], wide[3]), tolerance=1e-6)
     assert_same(dx, reference.cell_grad_input(dy.double(), x.double(), wide[1], wide[2], wide[0], wide[3]), tolerance=1e-6)
-    sums = cpu.cell_grad_sums(dy, x, center, shared=shared)
-    assert_all_same(sums, reference.cell_grad_sums(dy.double(), x.double(), wide[0], shared=shared))
+    sums = cpu.cell_grad_sums(dy, x, center, shared=shared)[:2]
+    assert_all_same(sums, reference.cell_grad_sums(dy.double(), x.double(), wide[0], shared=shared)[:2])
 
 
 @pytest.mark.parametrize("kind", ["rows", "columns"])
@@ -265,9 +275,10 @@ def test_sums_are_the_derivatives_of_affine(backend, shared):
     center, scale, bias = (random(1 if shared else 4, 3, seed=seed).requires_grad_() for seed in (1, 2, 3))
     y = reference.cell_affine(x, center, scale, bias)
     d_scale, d_bias = torch.autograd.grad(y, (scale, bias), dy)
-    total, product = backend.cell_grad_sums(dy, x, center.detach(), shared=shared)
+    total, product, below = backend.cell_grad_sums(dy, x, center.detach(), shared=shared)
     assert_same(total, d_bias)
     assert_same(product, d_scale)
+    assert below is None
 
 
 @pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])

@@ -1,36 +1,61 @@
 """Four operations on cut tensors, which know no method and no module; every backend has the same four.
 
-    cell_moments(x, within, shared)                              Moments of the cells, or pooled over the samples
-    cell_affine(x, center, scale, bias)                          y = (x - center) * scale + bias
-    cell_grad_sums(dy, x, center, within, shared)                sums of dy and of dy * (x - center)
-    cell_grad_input(dy, x, scale, slope, pivot, offset, within)  dx = dy * scale + ((x - pivot) * slope + offset)
+    cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
+    cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
+    cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
+    cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
 `within` is a pair of such statistics: only elements strictly between them count, in the moments, the sums, and the bracket of the
-gradient. What an operation returns has the memory format of its input.
+gradient. A `floor` is a statistic too; the operations of the gradient get it with what y is made of, to tell whose dy goes to the floor
+instead: sums take one of the two, bounds or floor. What an operation returns has the memory format of its input.
 
 Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba). `choose.py` says which one does the work.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from normsmith.moments import Moments
+from normsmith.moments import Pooled
 
 Bounds = tuple[Tensor, Tensor]
+
+
+class Floor(NamedTuple):
+    """The affine map of a forward, and the level below which its output is that level."""
+
+    center: Tensor
+    scale: Tensor
+    bias: Tensor
+    level: Tensor
+
+
+class Sums(NamedTuple):
+    """The sums of dy, of dy * (x - center), and, with a floor, of the dy that go to it."""
+
+    total: Tensor
+    product: Tensor
+    below: Tensor | None = None
 
 
 class Backend(Protocol):
     """A module with the four operations."""
 
-    def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Moments: ...
+    def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
 
-    def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor: ...
+    def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor: ...
 
     def cell_grad_sums(
-        self, dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False
-    ) -> tuple[Tensor, Tensor]: ...
+        self,
+        dy: Tensor,
+        x: Tensor,
+        center: Tensor,
+        within: Bounds | None = None,
+        *,
+        shared: bool = False,
+        floor: Floor | None = None,
+    ) -> Sums: ...
 
     def cell_grad_input(
         self,
@@ -41,4 +66,5 @@ class Backend(Protocol):
         pivot: Tensor,
         offset: Tensor,
         within: Bounds | None = None,
+        floor: Floor | None = None,
     ) -> Tensor: ...

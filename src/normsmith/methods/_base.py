@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from normsmith.errors import InputError, OptionError, TooFewValuesError
+from normsmith.errors import InputError, OptionError
 
 
 class Normalizer(nn.Module):
@@ -16,6 +16,7 @@ class Normalizer(nn.Module):
     A few methods also take a sequence of sizes for `num_features`: then they act on these trailing dimensions, as torch's do.
     """
 
+    takes_empty = False  # in training: only where other ranks may have data
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -85,11 +86,44 @@ class Normalizer(nn.Module):
                 f"{name} expects an input no more precise than its parameters: got {x.dtype} for a layer in {own}; "
                 "convert the layer with layer.to(x.dtype), or the input"
             )
-        if self.training and x.numel() == 0:
+        if self.training and x.numel() == 0 and not self.takes_empty:
             raise InputError(
                 f"{name} expects at least one element in training: got an empty input of shape {tuple(x.shape)}; "
                 "skip empty batches, or call eval() first"
             )
+
+    def check_mask(self, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+        """The elements that count, True where they do, of the rank of `x`; None for all.
+
+        `mask` is (N, *spatial), or the same with a channel dimension of 1 or C; `lengths` (N,) counts the first positions of the last
+        dimension.
+        """
+        if mask is None and lengths is None:
+            return None
+        name = type(self).__name__
+        if isinstance(self.num_features, tuple):
+            raise InputError(
+                f"{name} expects a mask only with channels in dimension 1: got one for statistics over trailing ones"
+            )
+        if mask is not None and lengths is not None:
+            raise InputError(f"{name} expects either mask or lengths: got both; leave one out")
+        if lengths is not None:
+            if lengths.shape != x.shape[:1] or x.dim() < 3 or lengths.is_floating_point():
+                raise InputError(
+                    f"{name} expects lengths as {x.shape[0]} integers for an input (N, C, ..., positions): got "
+                    f"{lengths.dtype} of shape {tuple(lengths.shape)} for an input of shape {tuple(x.shape)}"
+                )
+            mask = torch.arange(x.shape[-1], device=x.device) < lengths.view(-1, *[1] * (x.dim() - 1))
+            return mask.expand(x.shape[0], 1, *x.shape[2:])
+        assert mask is not None
+        whole = mask.unsqueeze(1) if mask.dim() == x.dim() - 1 else mask
+        fits = whole.dim() == x.dim() and all(m in (1, s) for m, s in zip(whole.shape[1:], x.shape[1:], strict=True))
+        if mask.dtype != torch.bool or not fits or whole.shape[0] != x.shape[0]:
+            raise InputError(
+                f"{name} expects mask as booleans (N, *spatial), True for elements that count: got {mask.dtype} of shape "
+                f"{tuple(mask.shape)} for an input of shape {tuple(x.shape)}"
+            )
+        return whole.expand(-1, -1, *x.shape[2:])
 
     def precision(self) -> torch.dtype | None:
         """The type of the parameters, None if there are none."""
@@ -138,8 +172,7 @@ def _features(value: int | Sequence[int], takes_shape: bool, name: str) -> int |
     return value if isinstance(value, int) else sizes
 
 
-def raise_single(layer: nn.Module, x: Tensor, statistic: str, cure: str) -> None:
-    """The error of a layer whose statistic would cover a single element."""
-    raise TooFewValuesError(
-        f"{type(layer).__name__} expects more than 1 value per {statistic} when training: got input of shape {tuple(x.shape)}; {cure}"
-    )
+def one_of(name: str, option: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise unless an option has one of the values it may have."""
+    if value not in choices:
+        raise OptionError(f"{name} expects {option} to be one of {', '.join(map(repr, choices))}: got {value!r}")

@@ -1,14 +1,20 @@
-"""Running statistics: the one place where they are kept, updated and loaded, for every method that has them."""
+"""Running statistics: the one place where they are kept, updated, frozen, synchronised and loaded, for every method that has them."""
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
-from normsmith.errors import OptionError
+from normsmith.errors import TooFewValuesError
 from normsmith.methods._base import Normalizer
+from normsmith.methods._options import check_running, write_out_signature
 from normsmith.moments import Moments
+from normsmith.normalize import normalize
+from normsmith.surroundings import is_recomputing
+from normsmith.world import SharedGroup, World
 
 
 def mix_running(
@@ -21,49 +27,85 @@ def mix_running(
 class RunningNormalizer(Normalizer):
     """A normalizer that averages its statistics over the batches of training, and uses the average in evaluation.
 
-    `momentum` is the weight of the newest batch, as in torch; None averages all batches equally. The running variance is the unbiased
-    one. `track_running_stats=False` leaves the buffers out: the batch's own statistics then serve in evaluation too.
+    - `momentum` is the weight of the newest batch, as in torch; None averages all batches equally. The running variance is unbiased.
+    - `track_running_stats=False` leaves the buffers out: the batch's own statistics then serve in evaluation too.
+    - `frozen=True`: the running statistics are constants, in training too; the flag is an attribute, and part of the state once changed.
+    - `accumulate=k`: k micro-batches make one update, with the statistics of the one batch they are together.
+    - `nonfinite="skip"`: a batch with NaN or infinite statistics leaves the buffers alone, and is counted in `num_batches_skipped`.
+    - `on_single`: a statistic of a single element in training is an "error", or done with the "running" or the "batch" statistics.
+    - `process_group`: the batch is that of all its ranks.
+
+    A forward that activation checkpointing runs again in a backward does not move the buffers a second time.
     """
 
     _version = 2  # as torch's batch norm: 2 added num_batches_tracked
+    _born_frozen: ClassVar[bool] = False
 
     num_features: int
     eps: float
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    num_batches_skipped: Tensor | None
+    pending: Tensor | None
 
     def __init__(
         self,
         num_features: int,
         *,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        frozen: bool = False,
+        accumulate: int = 1,
+        nonfinite: Literal["update", "skip"] = "update",
+        on_single: Literal["error", "running", "batch"] = "error",
+        process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise OptionError(
-                f"{type(self).__name__} expects momentum, the weight of the newest batch, from 0 to 1, or None for the plain "
-                f"average: got {momentum!r}"
-            )
+        check_running(type(self).__name__, momentum, track_running_stats, frozen, accumulate, nonfinite, on_single)
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         self.momentum = momentum
         self.track_running_stats = track_running_stats
-        tracked = track_running_stats
-        self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype) if tracked else None)
-        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype) if tracked else None)
-        count = torch.tensor(0, dtype=torch.long, device=device) if tracked else None
-        self.register_buffer("num_batches_tracked", count)
+        self.frozen = frozen
+        self.accumulate = accumulate
+        self.nonfinite = nonfinite
+        self.on_single = on_single
+        self._group = SharedGroup(process_group)
+        self.layer_name = type(self).__name__  # `synchronize` puts the name in the model here
+        tracked, skips = track_running_stats, track_running_stats and nonfinite == "skip"
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        sizes = self.statistics_shape()
+        self.register_buffer("running_mean", torch.zeros(sizes, **where) if tracked else None)
+        self.register_buffer("running_var", torch.ones(sizes, **where) if tracked else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device) if tracked else None)
+        if skips:
+            self.register_buffer("num_batches_skipped", torch.tensor(0, dtype=torch.long, device=device))
+        else:
+            self.num_batches_skipped = None
+        if tracked and accumulate > 1:
+            # Micro-batches so far: mean, var and count of their union, and how many. Not part of the state: steps end whole.
+            self.register_buffer("pending", torch.zeros((4, *sizes), **where), persistent=False)
+        else:
+            self.pending = None
+
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of the running mean and variance."""
+        return (self.num_features,)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        write_out_signature(cls, RunningNormalizer)
 
     def reset_running_stats(self) -> None:
         """Forget all batches: mean 0, variance 1."""
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.running_mean.zero_()
+        for buffer in (self.running_mean, self.num_batches_tracked, self.num_batches_skipped, self.pending):
+            if buffer is not None:
+                buffer.zero_()
+        if self.running_var is not None:
             self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
 
     def precision(self) -> torch.dtype | None:
         """The type of the running statistics, or else of the parameters."""
@@ -71,30 +113,131 @@ class RunningNormalizer(Normalizer):
         return super().precision() if running is None else running.dtype
 
     @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The ranks whose batches are one; None for this process alone."""
+        return self._group.group
+
+    @process_group.setter
+    def process_group(self, group: dist.ProcessGroup | None) -> None:
+        self._group = SharedGroup(group)
+
+    @property
+    def takes_empty(self) -> bool:  # type: ignore[override]
+        """Whether this rank may have no data while others have."""
+        return self.process_group is not None or self.frozen
+
+    @property
     def uses_running_stats(self) -> bool:
         """Whether this forward normalizes by the running statistics."""
-        return not self.training and self.running_mean is not None
+        return (self.frozen or not self.training) and self.running_mean is not None
 
-    def update(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Take one batch's statistics, num_features elements each and cut from the graph, into the running ones; only in training."""
-        if not self.training or self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+    @property
+    def world(self) -> World | None:
+        """The ranks that share this forward's statistics."""
+        if self.process_group is None or not (self.training or self.running_mean is None):
+            return None
+        return World(self.process_group, self.layer_name)
+
+    def falls_back(self, x: Tensor, elements: int, statistic: str, cure: str) -> bool:
+        """Whether a statistic of that many elements is replaced by the running one; raises if it is one and that is an error."""
+        if elements != 1 or not (self.training or self.running_mean is None) or self.process_group is not None:
+            return False
+        if self.on_single == "error" or (self.on_single == "running" and self.running_mean is None):
+            raise TooFewValuesError(
+                f"{type(self).__name__} expects more than 1 value per {statistic} when training: got input of shape "
+                f'{tuple(x.shape)}; {cure}, or say on_single="running" to use the running statistics'
+            )
+        return self.on_single == "running"
+
+    def by_running(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x` normalized by the running statistics."""
+        constants = (*self.constants(), self.weight, self.bias)
+        return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask).y
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """The running mean and variance for one forward.
+
+        Where a backward will need them they are copies: what DistributedDataParallel, or the next forward, writes into the buffers in
+        between must not reach it.
+        """
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.running_mean.clone(), self.running_var.clone()
+        return self.running_mean, self.running_var
+
+    def update(self, batch: Moments, *, final: bool = False) -> None:
+        """Take one batch's moments, cut from the graph, into the running ones; only in training.
+
+        With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged.
+        """
+        if not self.training or self.frozen or self.running_mean is None or is_recomputing():
             return
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-                step = new.view(-1) if new.dtype == running.dtype else new.view(-1).to(running.dtype)
-                if self.momentum is not None:
-                    running.lerp_(step, self.momentum)
-                else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-                    running.add_((step - running) / self.num_batches_tracked)
+            shape = self.running_mean.shape
+            mean, var = (t.detach().reshape(shape).to(self.running_mean.dtype) for t in (batch.mean, batch.var))
+            count = batch.count.expand_as(batch.mean).reshape(shape) if isinstance(batch.count, Tensor) else batch.count
+            take: Tensor | None = None if isinstance(count, int) else count > 0
+            if self.num_batches_skipped is not None:
+                finite = (mean + var).isfinite().all()
+                self.num_batches_skipped.add_(~finite)
+                take = finite if take is None else take & finite
+            if self.pending is not None:
+                mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
+            self._move(mean, var if final else Moments(mean, var, count).unbiased(), take)
+
+    def _accumulated(
+        self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The micro-batches so far with one more, and where there are enough of them to be taken."""
+        new = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
+        if take is not None:
+            mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
+        old_mean, old_var, old, batches = pending.unbind(0)
+        total = old + new
+        share = new / total.clamp_min(1)
+        step = mean - old_mean
+        merged = old_mean + share * step
+        spread = old_var + share * (var - old_var) + (0 if final else share * (1 - share) * step.square())
+        whole = batches + 1 >= self.accumulate
+        state = torch.stack([merged, spread, total.expand_as(merged), batches + 1])
+        pending.copy_(torch.where(whole, 0, state))
+        return merged, spread, total, whole & (total > 0)
+
+    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None) -> None:
+        """One step of the average, where `take` is true."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1 if take is None else take.any())
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
+            taken = new if take is None else torch.where(take, new, running)
+            if self.momentum is not None:
+                running.lerp_(taken, self.momentum)
+            else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
+                running.add_((taken - running) / self.num_batches_tracked.clamp_min(1))
 
     def options(self) -> dict[str, Any]:
+        """The constructor's options: the four of torch, and policies that are not at their defaults."""
+        policies = {
+            "frozen": (self.frozen, self._born_frozen),
+            "accumulate": (self.accumulate, 1),
+            "nonfinite": (self.nonfinite, "update"),
+            "on_single": (self.on_single, "error"),
+            "process_group": (self.process_group, None),
+        }
         return {
             "eps": self.eps,
             "momentum": self.momentum,
             "affine": self.affine,
             "track_running_stats": self.track_running_stats,
+            **{key: value for key, (value, default) in policies.items() if value != default},
         }
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.frozen != self._born_frozen:  # not otherwise: the state is then that of torch's layer
+            destination[prefix + "frozen"] = torch.tensor(self.frozen)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
@@ -103,9 +246,17 @@ class RunningNormalizer(Normalizer):
         if (local_metadata.get("version") or 0) < 2 and self.num_batches_tracked is not None and key not in state_dict:
             state_dict[key] = torch.zeros_like(self.num_batches_tracked)  # a checkpoint from before the counter
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        if prefix + "frozen" in state_dict:
+            self.frozen = bool(state_dict[prefix + "frozen"])
+            unexpected_keys = rest[2]
+            if prefix + "frozen" in unexpected_keys:
+                unexpected_keys.remove(prefix + "frozen")
 
 
-def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module:
-    """torch.nn's `kind`1d, 2d or 3d with the options of `layer`."""
-    twin: nn.Module = getattr(nn, f"{kind}{max(spatial_dims, 1)}d")(layer.num_features, **layer.options())
+def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:
+    """torch.nn's `kind`1d, 2d or 3d with the options of `layer`; None if it has policies that torch has not."""
+    options = layer.options()
+    if options.keys() - {"eps", "momentum", "affine", "track_running_stats"}:
+        return None
+    twin: nn.Module = getattr(nn, f"{kind}{max(spatial_dims, 1)}d")(layer.num_features, **options)
     return twin

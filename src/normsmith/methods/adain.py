@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normsmith.cells import cut
 from normsmith.errors import InputError, OptionError
+from normsmith.measure import measure
 from normsmith.methods._base import Normalizer
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
@@ -87,7 +87,8 @@ def _combined(x: Tensor, styles: list[Tensor], weights: list[float], eps: float,
                 f"adain expects a style of {x.shape[1]} channels and of batch 1 or {x.shape[0]}: got shape {tuple(style.shape)} "
                 f"for an input of shape {tuple(x.shape)}; take both from the same layer of the encoder"
             )
-        moments = Moments.of(cut(style), 2).map(lambda t: t.squeeze(2))
+        moments, _ = measure(style, sees="cells")
+        assert moments is not None
         means.append(weight * moments.mean)
         stds.append(weight * _deviation(moments, eps, unbiased))
     return reduce(torch.add, means), reduce(torch.add, stds)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import raise_single
-from normsmith.methods._running import RunningNormalizer, mix_running, numbered_twin
+from normsmith.methods._running import RunningNormalizer, numbered_twin
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
+
+CURE = "use a larger batch, drop the last incomplete one, normalize with GroupNorm"
 
 
 def mix(cells: None, batch: Moments, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
@@ -33,55 +34,34 @@ def mix(cells: None, batch: Moments, weight: Tensor | None, bias: Tensor | None,
 class BatchNorm(RunningNormalizer):
     """Batch norm over (N, C, *spatial), for any number of spatial dimensions; the card is `normsmith show batch`."""
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            eps=eps,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=track_running_stats,
-            device=device,
-            dtype=dtype,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
+        mask = self.check_mask(x, mask, lengths)
         if self.uses_running_stats:
-            if prefer_torch("batch_eval", x):
-                return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-            constants = (self.running_mean, self.running_var, self.weight, self.bias)
-            return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing").y
-        if self.training and x.numel() == self.num_features:
-            raise_single(self, x, "channel", "use a larger batch, drop the last incomplete one, or normalize with GroupNorm")
-        if prefer_torch("batch", x):
+            if mask is None and prefer_torch("batch_eval", x):
+                return F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps)
+            return self.by_running(x, mask)
+        if self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
+            return self.by_running(x, mask)
+        if mask is None and self.process_group is None and prefer_torch("batch", x):
             return self._by_torch(x)
-        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="batch")
-        if result.batch is not None:
-            self.update(result.batch.mean, result.batch.unbiased())
+        options = partial(mix, eps=self.eps)
+        result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world)
+        assert result.batch is not None
+        self.update(result.batch)
         return result.y
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        """torch's own operator, which updates running buffers itself, except that it has no plain average."""
-        if not (self.training and self.running_mean is not None and self.num_batches_tracked is not None):
+        """torch's own operator, with buffers of its own: what a backward keeps must not be what the next forward writes to."""
+        if not self.training or self.running_mean is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        if self.momentum is None:
-            mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_mean)
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-            self.update(mean, var)
-            return y
-        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
-        self.num_batches_tracked.add_(1)
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        count = x.numel() // self.num_features
+        if self.accumulate > 1:
+            var = var * ((count - 1) / count)  # biased, as batches are merged
+        self.update(Moments(mean, var, count), final=self.accumulate == 1)
         return y
 
-    def torch_twin(self, spatial_dims: int = 2) -> nn.Module:
+    def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
         return numbered_twin(self, "BatchNorm", spatial_dims)

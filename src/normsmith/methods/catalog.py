@@ -32,6 +32,9 @@ class Entry:
     batch_dependent: bool = False  # in training, a sample's output depends on the other samples
     running: bool = False  # can keep running statistics
     family: str = "classical"
+    affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
+    ordered: bool = False  # in training, the order of the samples matters
+    random: bool = False  # in training, the output is random
 
     def load(self) -> type[Any]:
         """The class; imports its room."""

@@ -13,18 +13,21 @@ is what tells the classes apart.
 Reference: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016.
 """
 
+import math
 from functools import partial
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._base import raise_single
-from normsmith.methods._running import RunningNormalizer, mix_running, numbered_twin
+from normsmith.methods._options import Policies
+from normsmith.methods._running import RunningNormalizer, numbered_twin
 from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
+
+CURE = "normalize feature maps of more than one position, normalize with LayerNorm"
 
 
 def mix(cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
@@ -35,40 +38,30 @@ class InstanceNorm(RunningNormalizer):
     """Instance norm over (N, C, *spatial), at least one spatial dimension; the card is `normsmith show instance`."""
 
     def __init__(
-        self,
-        num_features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, num_features: int, *, affine: bool = False, track_running_stats: bool = False, **running: Unpack[Policies]
     ) -> None:
-        super().__init__(
-            num_features,
-            eps=eps,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=track_running_stats,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(num_features, affine=affine, track_running_stats=track_running_stats, **running)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
-        if self.uses_running_stats:
-            constants = (self.running_mean, self.running_var, self.weight, self.bias)
-            return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing").y
-        if x.numel() == x.shape[0] * x.shape[1] > 0:
-            raise_single(self, x, "sample and channel", "normalize feature maps of more than one position, or use LayerNorm")
-        if self.running_mean is None and prefer_torch("instance", x):
+        mask = self.check_mask(x, mask, lengths)
+        if self.uses_running_stats or self.falls_back(x, math.prod(x.shape[2:]), "sample and channel", CURE):
+            return self.by_running(x, mask)
+        if mask is None and self.running_mean is None and prefer_torch("instance", x):
             # One channel per group: the same numbers as F.instance_norm, which is slower and loses the memory format.
             return group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells")
-        if result.cells is not None:
-            self.update(result.cells.mean.mean(0), result.cells.unbiased().mean(0))
+        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask)
+        assert result.cells is not None
+        self._update_by(result.cells)
         return result.y
+
+    def _update_by(self, cells: Moments) -> None:
+        """Running statistics are averages over samples, all ranks' if synchronised; a sample without positions is none."""
+        held = (cells.counts() > 0).to(cells.mean.dtype)
+        samples = held.sum(0, keepdim=True)
+        mean, var = ((t * held).sum(0, keepdim=True) / samples.clamp_min(1) for t in (cells.mean, cells.unbiased()))
+        batch = Moments(mean, var, samples)
+        self.update(self.world.average(batch) if self.world else batch, final=True)
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
         if spatial_dims == 0:  # torch reads (N, C) as one unbatched sample of N channels

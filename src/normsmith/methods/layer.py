@@ -50,15 +50,16 @@ class LayerNorm(Normalizer):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, bias=bias, takes_shape=True, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
+        mask = self.check_mask(x, mask, lengths)
         if isinstance(self.num_features, tuple):
             self.warn_if_single(math.prod(self.num_features), "sample", "normalize over more dimensions")
             return F.layer_norm(x, self.num_features, self.weight, self.bias, self.eps)
         self.warn_if_single(math.prod(x.shape[1:]), "sample", "normalize inputs of more channels or positions")
-        if prefer_torch("layer", x):
+        if mask is None and prefer_torch("layer", x):
             return group_norm(x, 1, self.weight, self.bias, self.eps)
-        return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells").y
+        return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask).y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
         if isinstance(self.num_features, tuple):

@@ -19,16 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
 
-def mix(cells: Moments, batch: None, weight: Tensor | None, *, eps: float) -> tuple[float, Tensor, float]:
-    sample = cells.pool(1)
-    scale = (sample.var + sample.mean.square() + eps).rsqrt()
-    return 0.0, scale if weight is None else scale * weight, 0.0
+def mix(cells: Moments, batch: None, weight: Tensor | None, *, eps: float) -> Standardized:
+    return Standardized(cells.pool(1), weight, None, eps, centered=False)
 
 
 class RMSNorm(Normalizer):
@@ -45,15 +44,16 @@ class RMSNorm(Normalizer):
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, bias=False, takes_shape=True, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
+        mask = self.check_mask(x, mask, lengths)
         if isinstance(self.num_features, tuple):
             return F.rms_norm(x, self.num_features, self.weight, self.eps)
-        if prefer_torch("rms", x) and (self.weight is None or self.weight.dtype == x.dtype):
+        if mask is None and prefer_torch("rms", x) and (self.weight is None or self.weight.dtype == x.dtype):
             y = F.rms_norm(x, x.shape[1:], None, self.eps)
             return y if self.weight is None else y * self.weight.view(-1, *[1] * (x.dim() - 2))
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        return normalize(x, partial(mix, eps=eps), self.weight, sees="cells").y
+        return normalize(x, partial(mix, eps=eps), self.weight, sees="cells", mask=mask).y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
         if spatial_dims > 0 and isinstance(self.num_features, int):

@@ -2,7 +2,8 @@
 
 A sample's S positions are cut into `parts` runs of a few thousand at most. Each function treats the runs `begin` to `end` of the
 N*parts, in order, on one core; `parallel.py` hands out the ranges. What a cell reads besides x (`center`, `low`, ...) lies at
-n*step + c: step is C, or 0 where all samples share it. Without bounds `low` is None. Sums are float64, C a run; `merge.py` brings the
+n*step + c: step is C, or 0 where all samples share it. Without bounds `low` is None, and
+`floor` without a floor. Sums are float64, C a run; `merge.py` brings the
 runs together.
 """
 
@@ -134,16 +135,22 @@ def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean
 
 
 @sequential
-def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, step, begin, end):
-    """y = (x - center) * scale + bias."""
+def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, begin, end):
+    """y = (x - center) * scale + bias, raised to the floor where there is one."""
     for run in range(begin, end):
         n, part = run // parts, run % parts
         m, k = view(center, zero, n * step, channels), view(scale, zero, n * step, channels)
         b = view(bias, zero, n * step, channels)
         for s in range(size * part // parts, size * (part + 1) // parts):
             source, target = view(x, zero, n * xn + s * xs, channels), view(y, zero, n * yn + s * ys, channels)
-            for c in range(channels):
-                target[c] = (source[c] - m[c]) * k[c] + b[c]
+            if floor is None:
+                for c in range(channels):
+                    target[c] = (source[c] - m[c]) * k[c] + b[c]
+            else:
+                f = view(floor, zero, n * step, channels)
+                for c in range(channels):
+                    value = (source[c] - m[c]) * k[c] + b[c]
+                    target[c] = f[c] if value < f[c] else value
 
 
 @sequential
@@ -166,11 +173,37 @@ def grad_sums(zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, hi
                 else:
                     lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
                     for c in range(channels):
-                        value = grad[c] if lower[c] < row[c] and row[c] < upper[c] else zero
-                        first[c] += value
-                        second[c] += value * (row[c] - middle[c])
+                        inside = lower[c] < row[c] and row[c] < upper[c]
+                        first[c] += grad[c] if inside else zero
+                        second[c] += grad[c] * (row[c] - middle[c]) if inside else zero
             _flush(first, totals, zero)
             _flush(second, products, zero)
+
+
+@sequential
+def grad_sums_above(
+    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below, begin, end
+):
+    """The same sums over the elements whose y is above the floor, and the sum of dy over the others."""
+    first, second, third = np.full(channels, zero), np.full(channels, zero), np.full(channels, zero)
+    for run in range(begin, end):
+        n, part = run // parts, run % parts
+        totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
+        belows = view(below, WIDE, run * channels, channels)
+        m, k = view(center, zero, n * step, channels), view(scale, zero, n * step, channels)
+        b, f = view(bias, zero, n * step, channels), view(floor, zero, n * step, channels)
+        stop = size * (part + 1) // parts
+        for start in range(size * part // parts, stop, BLOCK):
+            for s in range(start, min(start + BLOCK, stop)):
+                grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
+                for c in range(channels):
+                    above = (row[c] - m[c]) * k[c] + b[c] > f[c]
+                    first[c] += grad[c] if above else zero
+                    second[c] += grad[c] * (row[c] - m[c]) if above else zero
+                    third[c] += zero if above else grad[c]
+            _flush(first, totals, zero)
+            _flush(second, products, zero)
+            _flush(third, belows, zero)
 
 
 @sequential
@@ -194,3 +227,30 @@ def grad_input(
                 for c in range(channels):
                     moved = (row[c] - p[c]) * a[c] + o[c] if lower[c] < row[c] and row[c] < upper[c] else zero
                     target[c] = grad[c] * k[c] + moved
+
+
+@sequential
+def grad_input_above(
+    zero,
+    g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center, bias, floor, step, begin, end
+):  # fmt: skip
+    """The same with dy only for elements whose y is above the floor."""
+    for run in range(begin, end):
+        n, part = run // parts, run % parts
+        k, a = view(scale, zero, n * step, channels), view(slope, zero, n * step, channels)
+        p, o = view(pivot, zero, n * step, channels), view(offset, zero, n * step, channels)
+        m, b = view(center, zero, n * step, channels), view(bias, zero, n * step, channels)
+        f = view(floor, zero, n * step, channels)
+        if low is not None:
+            lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
+        for s in range(size * part // parts, size * (part + 1) // parts):
+            grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
+            target = view(d, zero, n * dn + s * ds, channels)
+            if low is None:
+                for c in range(channels):
+                    kept = grad[c] * k[c] if (row[c] - m[c]) * k[c] + b[c] > f[c] else zero
+                    target[c] = kept + ((row[c] - p[c]) * a[c] + o[c])
+            else:
+                for c in range(channels):
+                    kept = grad[c] * k[c] if (row[c] - m[c]) * k[c] + b[c] > f[c] else zero
+                    target[c] = kept + ((row[c] - p[c]) * a[c] + o[c] if lower[c] < row[c] and row[c] < upper[c] else zero)

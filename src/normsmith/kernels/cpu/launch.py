@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from normsmith.cells import layout, statistics_of
-from normsmith.kernels import Bounds
+from normsmith.kernels import Bounds, Floor, Sums
 from normsmith.kernels.cpu import columns, merge, parallel, rows, threads
-from normsmith.moments import Moments
+from normsmith.moments import Pooled
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
@@ -86,11 +86,15 @@ def _statistics(shape: tuple[int, int], x: Tensor, *values: Tensor) -> tuple[lis
     return ready, 0 if shape[0] == 1 else shape[1]
 
 
-def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Moments:
+def _shared(*values: Tensor) -> bool:
+    return all(v.shape[0] == 1 for v in values)
+
+
+def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled:
     x, by_rows = _laid_out(x)
     samples, channels, positions = x.shape
     bounds = () if within is None else within
-    limits, step = _statistics(statistics_of(x, shared=all(b.shape[0] == 1 for b in bounds)), x, *bounds)
+    limits, step = _statistics(statistics_of(x, shared=_shared(*bounds)), x, *bounds)
     low, high = _addresses(limits) if limits else (None, None)
     if shared and not by_rows and step == 0:
         x = _single_sample(x)
@@ -101,40 +105,42 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_moments(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
     count: int | Tensor = found[0] if within is not None else positions * (samples if shared else 1)
-    return Moments(found[1], found[2], count, direct=True)
+    return Pooled(found[1], found[2], count)
 
 
-def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
     x, by_rows = _laid_out(x)
-    values = (center, scale, bias)
-    statistics, step = _statistics(statistics_of(x, shared=all(v.shape[0] == 1 for v in values)), x, *values)
+    values = (center, scale, bias) if floor is None else (center, scale, bias, floor)
+    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
     y = torch.empty_like(x)
     where = (*_place(x, by_rows), *_place(y, by_rows), *_sizes(x, by_rows))
-    _run("affine", by_rows, x, *where, *_addresses(statistics), step)
+    _run("affine", by_rows, x, *where, *_addresses(statistics), *(() if floor is not None else (None,)), step)
     return y
 
 
 def cell_grad_sums(
-    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False
-) -> tuple[Tensor, Tensor]:
+    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, floor: Floor | None = None
+) -> Sums:
     x, by_rows = _laid_out(x)
     dy = _like(dy, x)
     samples, channels, _ = x.shape
-    bounds = () if within is None else within
-    (c, *limits), step = _statistics(
-        statistics_of(x, shared=all(t.shape[0] == 1 for t in (center, *bounds))), x, center, *bounds
-    )
-    low, high = _addresses(limits) if limits else (None, None)
+    values = (center, *(floor[1:] if floor is not None else () if within is None else within))
+    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
     if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
         dy, x = _single_sample(dy), _single_sample(x)
     parts = 1 if by_rows else _parts(x)
-    partial = torch.zeros((2, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
+    found = 2 if floor is None else 3
+    partial = torch.zeros((found, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
-    _run("grad_sums", by_rows, x, *where, c.data_ptr(), low, high, step, *_layers(partial))
+    rest = (None, None) if len(values) == 1 else ()
+    name = "grad_sums" if floor is None else "grad_sums_above"
+    _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *_layers(partial))
     outer = 1 if shared else samples
-    found = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
-    merge.merge_sums(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
-    return found[0], found[1]
+    sums = torch.empty((found, outer, channels), dtype=x.dtype, device=x.device)
+    merge.merge_sums(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial[:2]), *_layers(sums[:2]))
+    if floor is None:
+        return Sums(sums[0], sums[1])
+    return Sums(sums[0], sums[1], partial[2].view(outer, -1, channels).sum(1).to(x.dtype))
 
 
 def cell_grad_input(
@@ -145,14 +151,18 @@ def cell_grad_input(
     pivot: Tensor,
     offset: Tensor,
     within: Bounds | None = None,
+    floor: Floor | None = None,
 ) -> Tensor:
     x, by_rows = _laid_out(x)
     dy = _like(dy, x)
     bounds = () if within is None else within
-    values = (scale, slope, pivot, offset, *bounds)
-    (k, a, p, o, *limits), step = _statistics(statistics_of(x, shared=all(v.shape[0] == 1 for v in values)), x, *values)
-    low, high = _addresses(limits) if limits else (None, None)
+    above = () if floor is None else (floor.center, floor.bias, floor.level)
+    values = (scale, slope, pivot, offset, *bounds, *above)
+    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
+    found: list[int | None] = [*_addresses(statistics)]
+    if within is None:
+        found[4:4] = [None, None]
     dx = torch.empty_like(x)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
-    _run("grad_input", by_rows, x, *where, *_addresses([k, a, p, o]), low, high, step)
+    _run("grad_input" if floor is None else "grad_input_above", by_rows, x, *where, *found, step)
     return dx

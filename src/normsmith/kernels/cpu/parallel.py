@@ -1,4 +1,4 @@
-"""x"""
+"""The loops over several cores. numba knows a function by its source, so each is written out; their arguments are those of the loop."""
 
 from numba import njit, prange
 
@@ -7,58 +7,38 @@ from normsmith.kernels.cpu.memory import OPTIONS
 
 parallel = njit(parallel=True, **OPTIONS)
 
+# fmt: off
+
 
 @parallel
 def rows_moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, cells, chunks):
     for k in prange(chunks):
-        rows.moments(
-            zero, x, xn, xc, channels, size, low, high, step, count, mean, var, cells * k // chunks, cells * (k + 1) // chunks
-        )
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        rows.moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, begin, end)
 
 
 @parallel
-def rows_affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, step, cells, chunks):
+def rows_affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, floor, step, cells, chunks):
     for k in prange(chunks):
-        rows.affine(
-            zero,
-            x,
-            xn,
-            xc,
-            y,
-            yn,
-            yc,
-            channels,
-            size,
-            center,
-            scale,
-            bias,
-            step,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
-        )
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        rows.affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, floor, step, begin, end)
 
 
 @parallel
 def rows_grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, step, total, product, cells, chunks):
     for k in prange(chunks):
-        rows.grad_sums(
-            zero,
-            g,
-            gn,
-            gc,
-            x,
-            xn,
-            xc,
-            channels,
-            size,
-            center,
-            low,
-            high,
-            step,
-            total,
-            product,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        rows.grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, step, total, product, begin, end)
+
+
+@parallel
+def rows_grad_sums_above(
+    zero, g, gn, gc, x, xn, xc, channels, size, center, scale, bias, floor, step, total, product, below, cells, chunks
+):
+    for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        rows.grad_sums_above(
+            zero, g, gn, gc, x, xn, xc, channels, size, center, scale, bias, floor, step, total, product, below, begin, end
         )
 
 
@@ -67,74 +47,37 @@ def rows_grad_input(
     zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, step, cells, chunks
 ):
     for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
         rows.grad_input(
-            zero,
-            g,
-            gn,
-            gc,
-            x,
-            xn,
-            xc,
-            d,
-            dn,
-            dc,
-            channels,
-            size,
-            scale,
-            slope,
-            pivot,
-            offset,
-            low,
-            high,
-            step,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
+            zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, step, begin, end
+        )
+
+
+@parallel
+def rows_grad_input_above(
+    zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center, bias, floor, step,
+    cells, chunks
+):
+    for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        rows.grad_input_above(
+            zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center, bias,
+            floor, step, begin, end
         )
 
 
 @parallel
 def columns_moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean, var, cells, chunks):
     for k in prange(chunks):
-        columns.moments(
-            zero,
-            x,
-            xn,
-            xs,
-            channels,
-            size,
-            parts,
-            low,
-            high,
-            step,
-            count,
-            mean,
-            var,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
-        )
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        columns.moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean, var, begin, end)
 
 
 @parallel
-def columns_affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, step, cells, chunks):
+def columns_affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, cells, chunks):
     for k in prange(chunks):
-        columns.affine(
-            zero,
-            x,
-            xn,
-            xs,
-            y,
-            yn,
-            ys,
-            channels,
-            size,
-            parts,
-            center,
-            scale,
-            bias,
-            step,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
-        )
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        columns.affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, begin, end)
 
 
 @parallel
@@ -142,54 +85,46 @@ def columns_grad_sums(
     zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, cells, chunks
 ):
     for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
         columns.grad_sums(
-            zero,
-            g,
-            gn,
-            gs,
-            x,
-            xn,
-            xs,
-            channels,
-            size,
-            parts,
-            center,
-            low,
-            high,
-            step,
-            total,
-            product,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
+            zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, begin, end
+        )
+
+
+@parallel
+def columns_grad_sums_above(
+    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below, cells,
+    chunks
+):
+    for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        columns.grad_sums_above(
+            zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below,
+            begin, end
         )
 
 
 @parallel
 def columns_grad_input(
-    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step, cells, chunks
+    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step, cells,
+    chunks
 ):
     for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
         columns.grad_input(
-            zero,
-            g,
-            gn,
-            gs,
-            x,
-            xn,
-            xs,
-            d,
-            dn,
-            ds,
-            channels,
-            size,
-            parts,
-            scale,
-            slope,
-            pivot,
-            offset,
-            low,
-            high,
-            step,
-            cells * k // chunks,
-            cells * (k + 1) // chunks,
+            zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step,
+            begin, end
+        )
+
+
+@parallel
+def columns_grad_input_above(
+    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center, bias,
+    floor, step, cells, chunks
+):
+    for k in prange(chunks):
+        begin, end = cells * k // chunks, cells * (k + 1) // chunks
+        columns.grad_input_above(
+            zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center,
+            bias, floor, step, begin, end
         )

@@ -1,0 +1,67 @@
+"""The options that all methods with running statistics have in common, typed once: a method takes them as `**running: Unpack[Running]`.
+
+Its signature shows them one by one all the same.
+"""
+
+import inspect
+from typing import Any, Literal, TypedDict
+
+import torch
+import torch.distributed as dist
+
+from normsmith.errors import OptionError
+from normsmith.methods._base import one_of
+
+
+class Policies(TypedDict, total=False):
+    """Options of every method with running statistics; `RunningNormalizer` says what they mean."""
+
+    eps: float
+    momentum: float | None
+    frozen: bool
+    accumulate: int
+    nonfinite: Literal["update", "skip"]
+    on_single: Literal["error", "running", "batch"]
+    process_group: dist.ProcessGroup | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class Running(Policies, total=False):
+    """All of them, for methods that do not set these two otherwise."""
+
+    affine: bool
+    track_running_stats: bool
+
+
+def check_running(
+    name: str,
+    momentum: float | None,
+    track_running_stats: bool,
+    frozen: bool,
+    accumulate: int,
+    nonfinite: str,
+    on_single: str,
+) -> None:
+    """Raise for values that cannot work."""
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise OptionError(
+            f"{name} expects momentum, the weight of the newest batch, from 0 to 1, or None for the plain average: got "
+            f"{momentum!r}"
+        )
+    if type(accumulate) is not int or accumulate < 1:
+        raise OptionError(f"{name} expects accumulate, a number of micro-batches, as a positive integer: got {accumulate!r}")
+    one_of(name, "nonfinite", nonfinite, ("update", "skip"))
+    one_of(name, "on_single", on_single, ("error", "running", "batch"))
+    if frozen and not track_running_stats:
+        raise OptionError(f"{name} expects running statistics to freeze: got track_running_stats=False; leave it out")
+
+
+def write_out_signature(cls: type[Any], base: type[Any]) -> None:
+    """Give a class whose constructor passes options on to `base` a signature that names them."""
+    own = inspect.signature(cls.__init__)
+    if not any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
+        return
+    common = {k: p for k, p in inspect.signature(base.__init__).parameters.items() if k not in ("self", "num_features")}
+    special = [p for k, p in own.parameters.items() if k != "self" and k not in common and p.kind is not p.VAR_KEYWORD]
+    cls.__signature__ = own.replace(parameters=[*special, *(own.parameters.get(k, p) for k, p in common.items())])

@@ -1,0 +1,93 @@
+"""What is counted: which moments a method sees, of which elements, of how many ranks; and the gradient back through them.
+
+A mask is worked into x beforehand: what it leaves out becomes NaN, which lies between no bounds, so that the same operations serve
+masks and bounds. A NaN that was in x already is told apart by the count.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from normsmith.kernels import Backend, Bounds
+from normsmith.moments import Moments, Pooled, Pull
+from normsmith.world import World
+
+Sees = Literal["cells", "batch", "both", "nothing"]
+Line = tuple[Tensor, Tensor, Tensor]  # slope, pivot, offset: slope * (x - pivot) + offset
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The moments to take: of cells, of the batch or both; within bounds, under a mask, over the ranks of a world."""
+
+    sees: Sees
+    within: Bounds | None = None
+    mask: Tensor | None = None
+    world: World | None = None
+
+    def masked(self, x: Tensor) -> Tensor:
+        """`x` with NaN where the mask is false."""
+        return x if self.mask is None else torch.where(self.mask, x, math.nan)
+
+    def filled(self, view: Tensor) -> Tensor:
+        """The cut tensor with zero in these places, for operations that would carry a NaN into sums."""
+        return view if self.mask is None else torch.where(self._cut_mask(view), view, 0)
+
+    def everywhere(self, view: Tensor) -> Bounds | None:
+        """Bounds that leave out nothing but what the mask does."""
+        if self.mask is None:
+            return None
+        limit = torch.full((1, view.shape[1]), math.inf, dtype=view.dtype, device=view.device)
+        return -limit, limit
+
+    def moments(self, backend: Backend, view: Tensor) -> tuple[Pooled | None, Pooled | None]:
+        """(cells, batch), None for what the method does not see."""
+        if self.sees == "nothing":
+            return None, None
+        found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
+        if self.mask is not None and self.within is None:
+            found = self._honest(found, view)
+        batch = None if self.sees == "cells" else found if self.sees == "batch" else found.pool(0)
+        if batch is not None and self.world is not None:
+            batch = self.world.merge(batch if view.numel() else _nothing(batch))
+        assert batch is None or isinstance(batch, Pooled)
+        return None if self.sees == "batch" else found, batch
+
+    def lines(self, pull: Pull) -> list[Line]:
+        """The gradients through moments of x, each one line in x."""
+        found = []
+        for moments, *grads in pull.pooled:
+            d_mean, d_var = self.world.add(*grads) if moments.world and self.world is not None else grads
+            count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
+            found.append((d_var * (2 / count), moments.mean.detach(), d_mean / count))
+        return found
+
+    def _cut_mask(self, view: Tensor) -> Tensor:
+        assert self.mask is not None
+        samples = self.mask.shape[0]
+        flat = self.mask.reshape(samples, self.mask.shape[1], -1)
+        return flat.expand(view.shape[0], view.shape[1], view.shape[2])
+
+    def _honest(self, found: Pooled, view: Tensor) -> Pooled:
+        """With NaN in the moments of cells that hold fewer numbers than the mask has places."""
+        places = self._cut_mask(view).sum((0, 2) if self.sees == "batch" else 2).view_as(found.mean)
+        lost = found.counts() < places
+        return replace(found, mean=found.mean.masked_fill(lost, math.nan), var=found.var.masked_fill(lost, math.nan))
+
+
+def _nothing(batch: Moments) -> Moments:
+    """The moments of a rank without data, of the same shape."""
+    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), torch.zeros_like(batch.mean))
+
+
+def add_lines(lines: Sequence[Line]) -> Line:
+    """Several lines as one, around the pivot of the first."""
+    slope, pivot, offset = lines[0]
+    for other_slope, other_pivot, other_offset in lines[1:]:
+        offset = offset + other_offset + other_slope * (pivot - other_pivot)
+        slope = slope + other_slope
+    return slope, pivot, offset
