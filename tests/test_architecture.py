@@ -24,6 +24,7 @@ FLOORS = [
     "normalize",
     "measure",
     "methods",
+    "surgery",
     "bench",
     "cli",
     "__main__",

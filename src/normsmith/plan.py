@@ -81,7 +81,8 @@ class Plan:
 
 def _nothing(batch: Moments) -> Moments:
     """The moments of a rank without data, of the same shape."""
-    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), torch.zeros_like(batch.mean))
+    count = 0 if isinstance(batch.count, int) else torch.zeros_like(batch.count)
+    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), count)
 
 
 def add_lines(lines: Sequence[Line]) -> Line:

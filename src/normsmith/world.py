@@ -15,6 +15,8 @@ from torch import Tensor
 from normsmith.errors import SynchronizationError
 from normsmith.moments import Moments, Pooled
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+
 
 class SharedGroup:
     """A process group inside a module: a copy of the module shares it, a pickle leaves it behind, as it ends with its processes."""
@@ -74,7 +76,7 @@ class World:
 
     def _gather(self, row: Tensor) -> Tensor:
         found = row.new_empty((self.size, row.shape[1]))
-        self._run("gather statistics", dist.all_gather_into_tensor, found, row.contiguous(), group=self.group)
+        self._run("gather statistics", _all_gather, found, row.contiguous(), group=self.group)
         return found
 
     def _run(self, task: str, collective: Any, *arguments: Any, **options: Any) -> None:

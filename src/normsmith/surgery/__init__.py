@@ -1,0 +1,1 @@
+"""What edits or steers whole models: the only code that does."""

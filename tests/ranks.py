@@ -1,0 +1,30 @@
+"""Running a function in several real processes that talk by gloo."""
+
+import datetime
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    """What `function(rank, *arguments)` returns in each of `world_size` processes; it must be importable."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, (world_size, folder, timeout, function, arguments), nprocs=world_size)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, folder: str, timeout: float, function: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    wait = datetime.timedelta(seconds=timeout)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=wait)
+    torch.save(function(rank, *arguments), Path(folder) / f"{rank}.pt")
+    if timeout < 60:  # a test of ranks that fail: there is nobody to say good-bye to
+        os._exit(0)
+    dist.barrier()
+    dist.destroy_process_group()
