@@ -17,8 +17,12 @@ from normsmith.methods.catalog import catalog as catalog
 from normsmith.methods.catalog import make as make
 from normsmith.methods.group import GroupNorm as GroupNorm
 from normsmith.methods.instance import InstanceNorm as InstanceNorm
+from normsmith.methods.kalman import KalmanNorm as KalmanNorm
+from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.moments import Moments as Moments
+from normsmith.surgery.link import link as link
+from normsmith.surgery.synchronize import synchronize as synchronize
 
 __version__: str

@@ -52,6 +52,22 @@ _ENTRIES = (
     Entry("instance", "InstanceNorm", "statistics per sample and channel", CELL, running=True),
     Entry("group", "GroupNorm", "statistics per sample and group of channels", SAMPLE),
     Entry("rms", "RMSNorm", "divided by the sample's root mean square, nothing subtracted", frozenset({"sample scale"})),
+    Entry(
+        "kalman",
+        "KalmanNorm",
+        "batch statistics drawn to a prediction from the layer before",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        family="chained",
+    ),
+    Entry(
+        "kalman_group",
+        "KalmanGroupNorm",
+        "group statistics drawn to a prediction from the layer before",
+        SAMPLE,
+        family="chained",
+    ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
