@@ -3,7 +3,6 @@
 import copy
 import time
 import warnings
-from functools import cache
 
 import pytest
 import torch
@@ -55,17 +54,18 @@ def all_steps(rank, world_size):
     return found
 
 
-@cache
-def ranks_steps(world_size):
-    return run_ranks(world_size, all_steps, world_size)
+@pytest.fixture(scope="module")
+def ranks_steps():
+    """All of them by one start of the ranks for each size of the world: an exception fails every test at once."""
+    return {world_size: run_ranks(world_size, all_steps, world_size) for world_size in SPLITS}
 
 
 @pytest.mark.parametrize("split", [split for splits in SPLITS.values() for split in splits], ids=str)
 @pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(case) for case in SHARED])
-def test_ranks_equal_one_process(split, index):
+def test_ranks_equal_one_process(split, index, ranks_steps):
     layer, x, dy, extra = problem(SHARED[index])
     expected = step(layer, x, dy, extra)
-    ranks = [found[split, index] for found in ranks_steps(len(split))]
+    ranks = [found[split, index] for found in ranks_steps[len(split)]]
     for what, value in expected.items():
         if what in {"output", "gradient of x"}:
             assert_same(torch.cat([rank[what] for rank in ranks]), value, what)

@@ -24,6 +24,7 @@ _ELSEWHERE = {
     "Moments": "normsmith.moments",
     "adain": "normsmith.methods.adain",
     "backend": "normsmith.kernels.choose",
+    "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},

@@ -20,8 +20,10 @@ from normsmith.methods.instance import InstanceNorm as InstanceNorm
 from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
+from normsmith.methods.population import PopulationNorm as PopulationNorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.moments import Moments as Moments
+from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay
 from normsmith.surgery.link import link as link
 from normsmith.surgery.synchronize import synchronize as synchronize
 

@@ -222,7 +222,7 @@ def test_linking_what_cannot_be_linked():
         ns.link(nn.Sequential(shared, shared), torch.randn(2, 3, 4))
     reached = nn.Sequential(nn.Identity(), ns.KalmanNorm(3))
     reached[0].aside = ns.KalmanNorm(3)
-    with pytest.raises(ns.OptionError, match="leaves out '0.aside'"):
+    with pytest.raises(ns.OptionError, match=r"leaves out '0\.aside'"):
         ns.link(reached, torch.randn(2, 3, 4))
     with pytest.raises(ns.OptionError, match="same covariance"):
         ns.KalmanNorm(3, previous=ns.KalmanNorm(3, covariance="full"))

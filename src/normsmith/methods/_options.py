@@ -13,11 +13,10 @@ from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
 
 
-class Policies(TypedDict, total=False):
+class Common(TypedDict, total=False):
     """Options of every method with running statistics; `RunningNormalizer` says what they mean."""
 
     eps: float
-    momentum: float | None
     frozen: bool
     accumulate: int
     nonfinite: Literal["update", "skip"]
@@ -27,11 +26,21 @@ class Policies(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class Running(Policies, total=False):
-    """All of them, for methods that do not set these two otherwise."""
+class Policies(Common, total=False):
+    """For methods with their own defaults of affine and track_running_stats."""
+
+    momentum: float | None
+
+
+class Statistics(Common, total=False):
+    """For methods with their own default of momentum."""
 
     affine: bool
     track_running_stats: bool
+
+
+class Running(Policies, Statistics, total=False):
+    """All of them."""
 
 
 def check_running(

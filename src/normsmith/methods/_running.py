@@ -40,6 +40,7 @@ class RunningNormalizer(Normalizer):
 
     _version = 2  # as torch's batch norm: 2 added num_batches_tracked
     _born_frozen: ClassVar[bool] = False
+    _first_batch_sets: ClassVar[bool] = False  # whether the first batch is taken whole, whatever the momentum
 
     num_features: int
     eps: float
@@ -213,9 +214,18 @@ class RunningNormalizer(Normalizer):
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             taken = new if take is None else torch.where(take, new, running)
             if self.momentum is not None:
-                running.lerp_(taken, self.momentum)
+                running.lerp_(taken, self._step())
             else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
                 running.add_((taken - running) / self.num_batches_tracked.clamp_min(1))
+
+    def _step(self) -> float | Tensor:
+        """The weight of this batch, which has been counted already."""
+        assert self.running_mean is not None
+        assert self.num_batches_tracked is not None
+        step = 1.0 if self.momentum is None else self.momentum
+        if not self._first_batch_sets:
+            return step
+        return torch.where(self.num_batches_tracked <= 1, 1.0, step).to(self.running_mean.dtype)
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""

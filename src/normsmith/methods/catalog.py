@@ -35,6 +35,7 @@ class Entry:
     affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
     ordered: bool = False  # in training, the order of the samples matters
     random: bool = False  # in training, the output is random
+    detached: bool = False  # in training, some statistics of x are constants for its gradient
 
     def load(self) -> type[Any]:
         """The class; imports its room."""
@@ -67,6 +68,16 @@ _ENTRIES = (
         "group statistics drawn to a prediction from the layer before",
         SAMPLE,
         family="chained",
+    ),
+    Entry(
+        "population",
+        "PopulationNorm",
+        "running statistics as constants, in training too",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        family="population",
+        detached=True,
     ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
