@@ -7,6 +7,8 @@ import torch
 from helpers import CASES, CHANNELS, VARIANTS, assert_same, example
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import normsmith as ns
+
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 # The buffers are torch's own affair by default, ours where torch has no such average.
@@ -82,3 +84,22 @@ def test_inductor_equals_eager(case, training):
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("inductor needs a C++ compiler")
     assert_same_steps(case, training, "inductor")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+def test_policies_in_one_graph(backend):
+    options = {"accumulate": 2, "nonfinite": "skip", "momentum": None}
+    layer, eager = (ns.BatchNorm(CHANNELS, **options).double() for _ in range(2))
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for seed in range(5):
+        x = example((4, CHANNELS, 6), seed=seed)
+        if seed == 2:
+            x[0, 0, 0] = float("inf")
+        lengths = torch.tensor([6, 2, 0, 5])
+        compiled(x, lengths=lengths)
+        eager(x, lengths=lengths)
+        for (name, one), other in zip(layer.named_buffers(), eager.buffers(), strict=True):
+            assert_same(one.double(), other.double(), f"buffer {name}, batch {seed}")
+    frozen = ns.BatchNorm(CHANNELS, frozen=True).double()
+    x = example((4, CHANNELS, 6))
+    assert_same(torch.compile(frozen, fullgraph=True, backend=backend)(x), frozen(x))

@@ -243,7 +243,9 @@ def test_round_trips(case):
     buffer.seek(0)
     fresh = ns.make(case.name, CHANNELS, dtype=torch.float64, **case.options)
     fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
-    others = [fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    averaged = torch.optim.swa_utils.AveragedModel(layer)
+    averaged.update_parameters(layer)
+    others = [fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), averaged]
     expected = layer.eval()(x, **extra)
     for other in others:
         assert torch.equal(other.eval()(x, **extra), expected)
@@ -293,13 +295,14 @@ def test_half_precision_far_from_zero_stays_finite(case, dtype):
 
 @every_case
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_autocast_keeps_the_type_of_the_input(case, backend):
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_type_of_the_input(case, backend, low):
     x = example((4, CHANNELS, 8, 8), torch.float32)
     with ns.backend(backend):
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, low):
             layer, cast = case.make(torch.float32), x.to(dtype).requires_grad_()
             extra = layer.example_inputs(cast)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=low):
                 y = layer(cast, **extra)
             assert y.dtype == dtype
             y.float().sum().backward()
