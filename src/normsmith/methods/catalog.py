@@ -85,6 +85,15 @@ _ENTRIES = (
         family="activation",
         affine=False,
     ),
+    Entry(
+        "conditional",
+        "ConditionalNorm",
+        "batch norm whose affine map, or statistics too, depend on a condition",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        family="adaptive",
+    ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
