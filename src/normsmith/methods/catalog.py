@@ -94,6 +94,14 @@ _ENTRIES = (
         running=True,
         family="adaptive",
     ),
+    Entry(
+        "position",
+        "PositionNorm",
+        "statistics per position, over channels; pixel norm as an option",
+        SAMPLE,
+        affine=False,  # it is, but its cells are positions
+    ),
+    Entry("local_response", "LocalResponseNorm", "divided by the mean square of adjacent channels", frozenset(), affine=False),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
