@@ -94,7 +94,8 @@ def with_backends(cases: list[Case]) -> list[tuple[Case, str]]:
     """Each with the backends that differ for it: those of torch's operator only where torch has it."""
     found = []
     for case in cases:
-        has_twin = ns.make(case.name, CHANNELS, **case.options).torch_twin() is not None
+        layer = ns.make(case.name, CHANNELS, **case.options)
+        has_twin = any(layer.torch_twin(dims) is not None for dims in (0, 2))
         found += [(case, backend) for backend in (BACKENDS if has_twin else ("cpu", "reference"))]
     return found
 

@@ -185,7 +185,9 @@ def _change(kind: str, x: Tensor) -> Tensor:
 @every_case
 @pytest.mark.parametrize("kind", ["cell scale", "cell shift", "sample scale", "sample shift", "channel scale", "channel shift"])
 def test_declared_invariances_hold_and_undeclared_fail(case, kind):
-    layer, x = case.make(), example((4, CHANNELS, 5, 6)) * 50  # large, so that eps does not count
+    layer, x = case.make(), example((4, CHANNELS, 5, 6))
+    if kind in case.entry.invariances:
+        x = x * 50  # large, so that eps does not count
     extra = layer.example_inputs(x)
     change = (case.make()(_change(kind, x), **extra) - layer(x, **extra)).abs().max().item()
     if kind in case.entry.invariances:
@@ -325,7 +327,11 @@ def test_constant_channels(case, backend):
 @every_case_and_backend
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_far_from_zero(case, backend, channels_last):
-    """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator."""
+    """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator.
+
+    Where nothing is centered, an error of the center is one of the scale, and counts relative to the output; over few elements, the
+    standard deviation is less than 1.
+    """
     x = torch.randn((8, CHANNELS, 16, 16), dtype=torch.float64) + 1e4
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -334,7 +340,8 @@ def test_far_from_zero(case, backend, channels_last):
     wide.load_state_dict(layer.state_dict())
     extra = layer.example_inputs(x)
     expected = wide(x.double(), **floating(extra, Tensor.double))
-    allowed = 2e-3 + 1e-6 * expected.abs().max()
+    absolute, relative = (2e-3, 1e-6) if case.entry.affine else (6e-3, 1e-4)
+    allowed = absolute + relative * expected.abs().max()
     twin = layer.torch_twin()
     if backend in {"auto", "torch"} and twin is not None:
         twin.load_state_dict(layer.state_dict())

@@ -84,6 +84,8 @@ OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "group": (NEVER, 400_000),
     "layer": (NEVER, 400_000),
     "rms": (400_000, 300_000),
+    "position": (200_000, NEVER),
+    "position_rms": (150_000, 500_000),
 }
 
 

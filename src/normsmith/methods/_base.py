@@ -130,12 +130,13 @@ class Normalizer(nn.Module):
         weight = self._parameters.get("weight")  # past nn.Module.__getattr__, in a check at every forward
         return None if weight is None else weight.dtype
 
-    def warn_if_single(self, elements: int, statistic: str, cure: str) -> None:
+    def warn_if_single(
+        self, elements: int, statistic: str, cure: str, so: str = "the output is the bias whatever the input"
+    ) -> None:
         """Warn where a batch-free statistic covers one element: the output is then the bias, whatever the input."""
         if elements == 1 and not torch.compiler.is_compiling():
             warnings.warn(
-                f"{type(self).__name__} expects more than one element per {statistic}: got 1, so the output is the bias "
-                f"whatever the input; {cure}",
+                f"{type(self).__name__} expects more than one element per {statistic}: got 1, so {so}; {cure}",
                 stacklevel=3,
             )
 

@@ -81,7 +81,8 @@ class RunningNormalizer(Normalizer):
         sizes = self.statistics_shape()
         self.register_buffer("running_mean", torch.zeros(sizes, **where) if tracked else None)
         self.register_buffer("running_var", torch.ones(sizes, **where) if tracked else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device) if tracked else None)
+        counters = torch.zeros(sizes[:-1], dtype=torch.long, device=device)  # one, unless there are several sets of statistics
+        self.register_buffer("num_batches_tracked", counters if tracked else None)
         if skips:
             self.register_buffer("num_batches_skipped", torch.tensor(0, dtype=torch.long, device=device))
         else:
@@ -93,7 +94,7 @@ class RunningNormalizer(Normalizer):
             self.pending = None
 
     def statistics_shape(self) -> tuple[int, ...]:
-        """The shape of the running mean and variance."""
+        """The shape of the running mean and variance; of several sets of them, each counts its own batches."""
         return (self.num_features,)
 
     def __init_subclass__(cls) -> None:
@@ -210,13 +211,13 @@ class RunningNormalizer(Normalizer):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1 if take is None else take.any())
+        self.num_batches_tracked.add_(1 if take is None else take.any(-1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             taken = new if take is None else torch.where(take, new, running)
             if self.momentum is not None:
                 running.lerp_(taken, self._step())
             else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-                running.add_((taken - running) / self.num_batches_tracked.clamp_min(1))
+                running.add_((taken - running) / self.num_batches_tracked.clamp_min(1).unsqueeze(-1))
 
     def _step(self) -> float | Tensor:
         """The weight of this batch, which has been counted already."""
