@@ -196,7 +196,8 @@ def _spread_to(view: Tensor, value: Tensor | float, shape: tuple[int, int]) -> T
     dtype = reference.statistics_type(view)
     if not isinstance(value, Tensor):
         return torch.full(shape, value, dtype=dtype, device=view.device)
-    return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
+    same = value.dim() == 2 and value.shape == shape  # in this order: else an export would note that N is not the C of a weight
+    return value if same and value.dtype == dtype else value.to(dtype).expand(shape)
 
 
 def refuse_batched(grads: Sequence[Tensor]) -> None:

@@ -53,6 +53,8 @@ _ENTRIES = (
     Entry("group", "GroupNorm", "statistics per sample and group of channels", SAMPLE),
     Entry("rms", "RMSNorm", "divided by the sample's root mean square, nothing subtracted", frozenset({"sample scale"})),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
+    Entry("filtered", "FilteredNorm", "batch norm without the outliers", CHANNEL, batch_dependent=True, running=True, family="filtered"),
+    Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
 
