@@ -146,7 +146,7 @@ class Moments:
     @staticmethod
     def by_channels(*parts: "tuple[Moments, int]") -> "ByChannels":
         """For moments of shapes (N, C) and (1, C): that many channels of each, in order."""
-        samples = max(source.mean.shape[0] for source, _ in parts)
+        samples = max((source.mean.shape[0] for source, _ in parts), key=lambda size: size != 1)  # 0 too
         pieces, start = [], 0
         for source, size in parts:
             every = (source.mean, source.var, source.counts())

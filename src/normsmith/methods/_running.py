@@ -166,10 +166,11 @@ class RunningNormalizer(Normalizer):
             return self.running_mean.clone(), self.running_var.clone()
         return self.running_mean, self.running_var
 
-    def update(self, batch: Moments, *, final: bool = False) -> None:
+    def update(self, batch: Moments, *, final: bool = False, batches: Tensor | None = None) -> None:
         """Take one batch's moments, cut from the graph, into the running ones; only in training.
 
-        With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged.
+        With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged. They may stand for several `batches`,
+        a number per channel: then they are their average weighted as the running ones would be, `ghost.as_one`.
         """
         if not self.training or self.frozen or self.running_mean is None or is_recomputing():
             return
@@ -184,7 +185,8 @@ class RunningNormalizer(Normalizer):
                 take = finite if take is None else take & finite
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
-            self._move(mean, var if final else Moments(mean, var, count).unbiased(), take)
+            new = var if final else Moments(mean, var, count).unbiased()
+            self._move(mean, new, take, None if batches is None else batches.reshape(shape).to(mean.dtype))
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
@@ -204,18 +206,22 @@ class RunningNormalizer(Normalizer):
         pending.copy_(torch.where(whole, 0, state))
         return merged, spread, total, whole & (total > 0)
 
-    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None) -> None:
-        """One step of the average, where `take` is true."""
+    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None, batches: Tensor | None) -> None:
+        """One step of the average, or so many, where `take` is true."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1 if take is None else take.any())
+        steps: Tensor | int = 1 if batches is None else batches
+        if batches is not None and take is not None:
+            self.num_batches_tracked.add_(torch.where(take, batches, 0).max().to(torch.long))
+        else:
+            self.num_batches_tracked.add_(1 if take is None else take.any())
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             taken = new if take is None else torch.where(take, new, running)
             if self.momentum is not None:
-                running.lerp_(taken, self.momentum)
+                running.lerp_(taken, self.momentum if batches is None else 1 - (1 - self.momentum) ** batches)
             else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-                running.add_((taken - running) / self.num_batches_tracked.clamp_min(1))
+                running.add_((taken - running) * steps / self.num_batches_tracked.clamp_min(1))
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""
