@@ -162,7 +162,12 @@ class RunningNormalizer(Normalizer):
         """
         assert self.running_mean is not None
         assert self.running_var is not None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if not self.training or self.frozen:
+                return self.running_mean, self.running_var
+            # AOTAutograd would read the buffers again in the backward, when they have moved, but for an operation it never repeats.
+            return self.running_mean.unsqueeze(0).cumsum(0).squeeze(0), self.running_var.unsqueeze(0).cumsum(0).squeeze(0)
+        if torch.is_grad_enabled():
             return self.running_mean.clone(), self.running_var.clone()
         return self.running_mean, self.running_var
 

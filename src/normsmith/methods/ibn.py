@@ -68,17 +68,17 @@ class IBN(RunningNormalizer):
         super().__init__(num_features, **running)
 
     @property
-    def half(self) -> int:
+    def instance_features(self) -> int:
         """How many channels are instance-normalized."""
         return int(self.num_features * self.ratio)
 
     def statistics_shape(self) -> tuple[int, ...]:
-        return (self.num_features - self.half,)
+        return (self.num_features - self.instance_features,)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
-        half, rest = self.half, self.num_features - self.half
+        half, rest = self.instance_features, self.num_features - self.instance_features
         if half:
             self.falls_back(x, math.prod(x.shape[2:]), "sample and channel", instance_norm.CURE)
         single = rest > 0 and self.falls_back(x, x.numel() // self.num_features, "channel", batch_norm.CURE)
