@@ -41,9 +41,10 @@ class BatchNorm(RunningNormalizer):
             if mask is None and prefer_torch("batch_eval", x):
                 return F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps)
             return self.by_running(x, mask)
-        if self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
+        elements = x.numel() // self.num_features
+        if self.falls_back(x, elements, "channel", CURE):
             return self.by_running(x, mask)
-        if mask is None and self.process_group is None and prefer_torch("batch", x):
+        if mask is None and self.process_group is None and elements > 1 and prefer_torch("batch", x):  # torch refuses 1
             return self._by_torch(x)
         options = partial(mix, eps=self.eps)
         result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world)
