@@ -57,6 +57,8 @@ def test_compiled_equals_eager(case, training):
 
 @pytest.mark.parametrize("case", OWN_BUFFERS, ids=str)
 def test_buffers_of_compiled_layers_equal_eager(case):
+    if case.entry.random:
+        pytest.skip("a compiled graph draws other numbers")
     assert_same_steps(case, True, "aot_eager")
 
 

@@ -118,7 +118,9 @@ class Moments:
 
     def counts(self) -> Tensor:
         """The count of every cell, as a tensor."""
-        return torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
+        if isinstance(self.count, Tensor):
+            return self.count.to(self.mean).expand_as(self.mean)
+        return torch.full_like(self.mean, self.count)  # as_tensor would fix the count in a compiled graph
 
     def _weighted(self, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each cell's share of the count of its set, its mean and variance, and that count.
@@ -146,7 +148,8 @@ class Moments:
     @staticmethod
     def by_channels(*parts: "tuple[Moments, int]") -> "ByChannels":
         """For moments of shapes (N, C) and (1, C): that many channels of each, in order."""
-        samples = max(source.mean.shape[0] for source, _ in parts)
+        sizes = [source.mean.shape[0] for source, _ in parts if source.mean.shape[0] != 1]
+        samples = sizes[0] if sizes else 1  # or none at all
         pieces, start = [], 0
         for source, size in parts:
             every = (source.mean, source.var, source.counts())

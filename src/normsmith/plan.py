@@ -49,7 +49,9 @@ class Plan:
         if self.sees == "nothing":
             return None, None
         found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
-        if self.mask is not None and self.within is None:
+        if self.within is not None:
+            found = _spoiled(found, self.within)
+        elif self.mask is not None:
             found = self._honest(found, view)
         batch = None if self.sees == "cells" else found if self.sees == "batch" else found.pool(0)
         if batch is not None and self.world is not None:
@@ -77,6 +79,13 @@ class Plan:
         places = self._cut_mask(view).sum((0, 2) if self.sees == "batch" else 2).view_as(found.mean)
         lost = found.counts() < places
         return replace(found, mean=found.mean.masked_fill(lost, math.nan), var=found.var.masked_fill(lost, math.nan))
+
+
+def _spoiled(found: Pooled, within: Bounds) -> Pooled:
+    """With NaN in the moments between bounds that are NaN themselves, being made of such data; they count, to be seen in a pool."""
+    lost = within[0].isnan() | within[1].isnan()
+    mean, var = found.mean.masked_fill(lost, math.nan), found.var.masked_fill(lost, math.nan)
+    return replace(found, mean=mean, var=var, count=found.counts().masked_fill(lost, 1))
 
 
 def _nothing(batch: Moments) -> Moments:

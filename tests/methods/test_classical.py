@@ -277,3 +277,10 @@ def test_integer_and_complex_inputs_are_refused():
     for dtype in (torch.int64, torch.bool, torch.complex64):
         with pytest.raises(ns.InputError, match="floating-point"):
             ns.BatchNorm(3)(torch.ones(2, 3, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("layer", [ns.BatchNorm(12, on_single="batch"), ns.InstanceNorm(12, on_single="batch")], ids=str)
+def test_a_statistic_of_a_single_value_is_done_if_asked_for(layer):
+    for backend in ("auto", "torch", "reference"):
+        with ns.backend(backend):
+            assert layer(torch.randn(1, 12, 1)).abs().max() == 0

@@ -164,14 +164,20 @@ class RunningNormalizer(Normalizer):
         """
         assert self.running_mean is not None
         assert self.running_var is not None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if not self.training or self.frozen:
+                return self.running_mean, self.running_var
+            # AOTAutograd would read the buffers again in the backward, when they have moved, but for an operation it never repeats.
+            return self.running_mean.unsqueeze(0).cumsum(0).squeeze(0), self.running_var.unsqueeze(0).cumsum(0).squeeze(0)
+        if torch.is_grad_enabled():
             return self.running_mean.clone(), self.running_var.clone()
         return self.running_mean, self.running_var
 
-    def update(self, batch: Moments, *, final: bool = False) -> None:
+    def update(self, batch: Moments, *, final: bool = False, batches: Tensor | None = None) -> None:
         """Take one batch's moments, cut from the graph, into the running ones; only in training.
 
-        With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged.
+        With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged. They may stand for several `batches`,
+        a number per channel: then they are their average weighted as the running ones would be, `ghost.as_one`.
         """
         if not self.training or self.frozen or self.running_mean is None or is_recomputing():
             return
@@ -186,7 +192,8 @@ class RunningNormalizer(Normalizer):
                 take = finite if take is None else take & finite
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
-            self._move(mean, var if final else Moments(mean, var, count).unbiased(), take)
+            new = var if final else Moments(mean, var, count).unbiased()
+            self._move(mean, new, take, None if batches is None else batches.reshape(shape).to(mean.dtype))
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
@@ -206,27 +213,30 @@ class RunningNormalizer(Normalizer):
         pending.copy_(torch.where(whole, 0, state))
         return merged, spread, total, whole & (total > 0)
 
-    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None) -> None:
-        """One step of the average, where `take` is true."""
+    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None, batches: Tensor | None) -> None:
+        """One step of the average, or so many, where `take` is true."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1 if take is None else take.any(-1))
+        if batches is not None and take is not None:
+            self.num_batches_tracked.add_(torch.where(take, batches, 0).max().to(torch.long))
+        else:
+            self.num_batches_tracked.add_(1 if take is None else take.any(-1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-            taken = new if take is None else torch.where(take, new, running)
-            if self.momentum is not None:
-                running.lerp_(taken, self._step())
-            else:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-                running.add_((taken - running) / self.num_batches_tracked.clamp_min(1).unsqueeze(-1))
+            running.lerp_(new if take is None else torch.where(take, new, running), self._step(batches))
 
-    def _step(self) -> float | Tensor:
-        """The weight of this batch, which has been counted already."""
+    def _step(self, batches: Tensor | None = None) -> float | Tensor:
+        """The weight of this batch, or of so many, which have been counted already."""
         assert self.running_mean is not None
         assert self.num_batches_tracked is not None
-        step = 1.0 if self.momentum is None else self.momentum
+        if self.momentum is None:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
+            share = (1 if batches is None else batches) / self.num_batches_tracked.clamp_min(1).unsqueeze(-1)
+            return share.to(self.running_mean.dtype)
+        if batches is not None:
+            return 1 - (1 - self.momentum) ** batches
         if not self._first_batch_sets:
-            return step
-        return torch.where(self.num_batches_tracked <= 1, 1.0, step).to(self.running_mean.dtype)
+            return self.momentum
+        return torch.where(self.num_batches_tracked <= 1, 1.0, self.momentum).to(self.running_mean.dtype)
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""

@@ -1,17 +1,16 @@
 """torch's own operators, where they need care."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """`F.group_norm` in the memory format of `x`, always by its kernel for contiguous tensors.
+    """torch's group norm in the memory format of `x`, always by its kernel for contiguous tensors.
 
     Its CPU kernel for channels_last takes the variance as E[x²] - E[x]²: at mean/std = 1000 the output is off by 1, on larger maps by
     1000, where the contiguous one is off by 1e-4. Copying there and back is exact, and for small tensors no slower.
     """
     if x.is_contiguous() or torch.compiler.is_compiling() or x.numel() == 0:
-        return F.group_norm(x, groups, weight, bias, eps)
-    y = F.group_norm(x.contiguous(), groups, weight, bias, eps)
+        return torch.group_norm(x, groups, weight, bias, eps)
+    y = torch.group_norm(x.contiguous(), groups, weight, bias, eps)
     return torch.empty_like(x).copy_(y)

@@ -35,7 +35,7 @@ class Entry:
     affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
     ordered: bool = False  # in training, the order of the samples matters
     random: bool = False  # in training, the output is random
-    detached: bool = False  # in training, some statistics of x are constants for its gradient
+    detached: bool = False  # in training, something made of x is a constant for the gradient, which is then not the derivative
 
     def load(self) -> type[Any]:
         """The class; imports its room."""
@@ -130,6 +130,56 @@ _ENTRIES = (
     ),
     Entry("local_response", "LocalResponseNorm", "divided by the mean square of adjacent channels", frozenset(), affine=False),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
+    Entry(
+        "filtered",
+        "FilteredNorm",
+        "batch norm without the outliers",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        family="filtered",
+    ),
+    Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
+    Entry(
+        "ibn", "IBN", "instance norm of the first channels, batch norm of the rest", CHANNEL, batch_dependent=True, running=True
+    ),
+    Entry(
+        "renorm",
+        "BatchRenorm",
+        "batch norm corrected towards its running statistics",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        detached=True,
+    ),
+    Entry("frozen", "FrozenNorm", "batch norm with constant statistics", frozenset(), running=True),
+    Entry(
+        "ghost",
+        "GhostNorm",
+        "batch norm over small parts of the batch",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        ordered=True,
+    ),
+    Entry(
+        "noisy",
+        "NoisyNorm",
+        "batch norm whose output is shaken",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        random=True,
+        affine=False,
+    ),
+    Entry(
+        "batch_instance",
+        "BatchInstanceNorm",
+        "batch and instance norm in learned shares",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+    ),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
 
