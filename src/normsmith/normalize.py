@@ -196,7 +196,9 @@ def _spread_to(view: Tensor, value: Tensor | float, shape: tuple[int, int]) -> T
     dtype = reference.statistics_type(view)
     if not isinstance(value, Tensor):
         return torch.full(shape, value, dtype=dtype, device=view.device)
-    return value if value.shape == shape and value.dtype == dtype else value.to(dtype).expand(shape)
+    # The rank first: comparing (C,) with (N, C) asks whether N is C, and an exported graph would then refuse a batch of C.
+    fits = value.dim() == 2 and value.shape == shape and value.dtype == dtype
+    return value if fits else value.to(dtype).expand(shape)
 
 
 def refuse_batched(grads: Sequence[Tensor]) -> None:

@@ -52,6 +52,15 @@ _ENTRIES = (
     Entry("instance", "InstanceNorm", "statistics per sample and channel", CELL, running=True),
     Entry("group", "GroupNorm", "statistics per sample and group of channels", SAMPLE),
     Entry("rms", "RMSNorm", "divided by the sample's root mean square, nothing subtracted", frozenset({"sample scale"})),
+    Entry(
+        "switchable",
+        "SwitchableNorm",
+        "a learned blend of the statistics of instance, layer and batch",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="switchable",
+    ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
