@@ -24,6 +24,9 @@ _ELSEWHERE = {
     "Moments": "normsmith.moments",
     "adain": "normsmith.methods.adain",
     "backend": "normsmith.kernels.choose",
+    "collecting": "normsmith.methods._averages",
+    "sparsestmax": "normsmith.methods._sparsestmax",
+    "step_schedules": "normsmith.methods._schedules",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 

@@ -61,6 +61,15 @@ _ENTRIES = (
         running=True,
         family="switchable",
     ),
+    Entry(
+        "sparse_switchable",
+        "SparseSwitchableNorm",
+        "a blend that becomes a choice in the course of training",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="switchable",
+    ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}

@@ -32,6 +32,7 @@ from normsmith.moments import Moments
 from normsmith.normalize import normalize
 from normsmith.plan import Sees
 
+
 def mix(
     cells: Moments,
     batch: Moments | None,
@@ -71,7 +72,7 @@ class SwitchableNorm(RunningNormalizer):
         super().__init__(num_features, **running)
         self.use_batch, self.instance, self.unbiased = use_batch, instance, unbiased
         self.parts = choose_parts("SwitchableNorm", use_batch, instance)
-        where = {"device": running.get("device"), "dtype": running.get("dtype")}
+        where: dict[str, Any] = {"device": running.get("device"), "dtype": running.get("dtype")}
         self.mean_weight = nn.Parameter(torch.ones(len(self.parts), **where))
         self.var_weight = nn.Parameter(torch.ones(len(self.parts), **where))
 
