@@ -43,7 +43,7 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
         inside = (out >= 0).all(-1, keepdim=True)
         p = torch.where(arrived, p, torch.where(inside, out, _sparsemax(out)))
         arrived = arrived | inside
-        nearer = (p > 0) / _support(p)
+        nearer = (p > 0).to(p.dtype) / _support(p)
         limit = (limit - (center - nearer).square().sum(-1, keepdim=True)).clamp_min(0)
         center = nearer
     return p.to(logits.dtype)
