@@ -29,7 +29,7 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
     Frozen layers, and layers that see no batch, keep what they have; after an error all do.
     """
     one_of("collecting", "variance", variance, ("total", "within"))
-    layers = [m for m in model.modules() if isinstance(m, RunningNormalizer) and m.running_mean is not None and not m.frozen]
+    layers = [m for m in model.modules() if isinstance(m, RunningNormalizer) and m.running_mean is not None]
     if any(layer.collected is not None for layer in layers):
         raise OptionError("collecting expects a model that is not collecting already: got one inside another block; use one")
     modes = [layer.training for layer in layers]
