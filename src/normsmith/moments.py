@@ -142,8 +142,12 @@ class Moments:
     @staticmethod
     def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
         """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        mean = _weighted_sum([m.mean for m in sources], mean_weights)
-        var = _weighted_sum([m.var for m in sources], var_weights)
+        terms = zip(sources, mean_weights.unbind(), var_weights.unbind(), strict=True)
+        # What the samples or the channels share first: it is small.
+        (first, p, q), *rest = sorted(terms, key=lambda term: sum(size != 1 for size in term[0].mean.shape))
+        mean, var = first.mean * p, first.var * q
+        for m, p, q in rest:
+            mean, var = torch.addcmul(mean, m.mean, p), torch.addcmul(var, m.var, q)
         return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights)
 
     @staticmethod
@@ -246,15 +250,6 @@ class ByChannels(Moments):
     def sources(self) -> "list[Moments | Tensor]":
         """Where `pull` will arrive."""
         return [found for source, _ in self.parts for found in source.sources()]
-
-
-def _weighted_sum(values: list[Tensor], weights: Tensor) -> Tensor:
-    """The sum of values that broadcast, each times its weight; what the samples or the channels share comes first, as it is small."""
-    terms = sorted(zip(values, weights.unbind(), strict=True), key=lambda term: sum(size != 1 for size in term[0].shape))
-    total = terms[0][0] * terms[0][1]
-    for value, weight in terms[1:]:
-        total = torch.addcmul(total, value, weight)
-    return total
 
 
 def fit(grad: Tensor, tensor: Tensor) -> Tensor:
