@@ -27,6 +27,9 @@ _ELSEWHERE = {
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",
+    "collecting": "normsmith.methods._averages",
+    "sparsestmax": "normsmith.methods._sparsestmax",
+    "step_schedules": "normsmith.methods._schedules",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 

@@ -46,8 +46,8 @@ class Standardized(NamedTuple):
         """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
         inverse, mean, var = self._inverse(), self.moments.mean, self.moments.var
         d_scale = product * inverse
-        d_var = fit(scale * inverse * d_scale, var).mul(-0.5)
-        self.moments.pull(fit(scale * total, mean).neg() if self.centered else 2 * mean * d_var, d_var, to)
+        d_var = fit((scale * inverse).mul_(d_scale), var).mul_(-0.5)
+        self.moments.pull(fit(scale * total, mean).neg_() if self.centered else 2 * mean * d_var, d_var, to)
         if self.weight is not None:
             to.tensors.append((self.weight, fit(d_scale, self.weight)))
         if self.bias is not None:

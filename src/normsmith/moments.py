@@ -71,9 +71,12 @@ class Moments:
     def pool(self, dims: Dims) -> "Moments":
         """The moments of the union of all cells along `dims`, which are kept with size 1."""
         if not isinstance(self.count, Tensor):
-            between = Moments.of(self.mean, dims)
-            var = self.var.mean(dims, keepdim=True) + between.var
-            return self._pooled(between.mean, var, self.count * between.count)
+            mean = self.mean.mean(dims, keepdim=True)
+            away = self.mean - mean
+            cells = 1
+            for dim in dims if isinstance(dims, tuple) else (dims,):
+                cells = cells * self.mean.shape[dim]
+            return self._pooled(mean, torch.addcmul(self.var, away, away).mean(dims, keepdim=True), self.count * cells)
         weights, means, variances, total = self._weighted(lambda t: t.sum(dims, keepdim=True))
         mean = (weights * means).sum(dims, keepdim=True)
         var = (weights * (variances + (means - mean).square())).sum(dims, keepdim=True)
@@ -141,8 +144,12 @@ class Moments:
     @staticmethod
     def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
         """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        mean = sum((w * m.mean for w, m in zip(mean_weights, sources, strict=True)), start=torch.zeros_like(sources[0].mean))
-        var = sum((w * m.var for w, m in zip(var_weights, sources, strict=True)), start=torch.zeros_like(sources[0].var))
+        terms = zip(sources, mean_weights.unbind(), var_weights.unbind(), strict=True)
+        # What the samples or the channels share first: it is small.
+        (first, p, q), *rest = sorted(terms, key=lambda term: sum(size != 1 for size in term[0].mean.shape))
+        mean, var = first.mean * p, first.var * q
+        for m, p, q in rest:
+            mean, var = torch.addcmul(mean, m.mean, p), torch.addcmul(var, m.var, q)
         return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights)
 
     @staticmethod
@@ -214,13 +221,14 @@ class Blend(Moments):
 
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
-        for weights, grad, values in (
-            (self.mean_weights, d_mean, [m.mean for m in self.blended]),
-            (self.var_weights, d_var, [m.var for m in self.blended]),
-        ):
-            to.tensors.append((weights, torch.stack([(fit(grad, value) * value).sum() for value in values])))
-        for m, mean_weight, var_weight in zip(self.blended, self.mean_weights, self.var_weights, strict=True):
-            m.pull(fit(d_mean, m.mean) * mean_weight, fit(d_var, m.var) * var_weight, to)
+        means, variances = [m.mean for m in self.blended], [m.var for m in self.blended]
+        d_means, d_vars = [fit(d_mean, mean) for mean in means], [fit(d_var, var) for var in variances]
+        for weights, grads, values in ((self.mean_weights, d_means, means), (self.var_weights, d_vars, variances)):
+            dots = [torch.dot(grad.reshape(-1), value.reshape(-1)) for grad, value in zip(grads, values, strict=True)]
+            to.tensors.append((weights, torch.stack(dots)))
+        shares = zip(self.mean_weights.unbind(), self.var_weights.unbind(), strict=True)
+        for m, own_mean, own_var, (mean_weight, var_weight) in zip(self.blended, d_means, d_vars, shares, strict=True):
+            m.pull(own_mean * mean_weight, own_var * var_weight, to)
 
     def sources(self) -> "list[Moments | Tensor]":
         """Where `pull` will arrive."""

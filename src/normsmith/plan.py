@@ -98,6 +98,6 @@ def add_lines(lines: Sequence[Line]) -> Line:
     """Several lines as one, around the pivot of the first."""
     slope, pivot, offset = lines[0]
     for other_slope, other_pivot, other_offset in lines[1:]:
-        offset = offset + other_offset + other_slope * (pivot - other_pivot)
+        offset = torch.addcmul(offset + other_offset, other_slope, pivot - other_pivot)
         slope = slope + other_slope
     return slope, pivot, offset

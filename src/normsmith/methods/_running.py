@@ -39,6 +39,8 @@ class RunningNormalizer(Normalizer):
     """
 
     _version = 2  # as torch's batch norm: 2 added num_batches_tracked
+    collected: Tensor | None = None  # inside `collecting`: mean, var, count and number of the batches so far, in float64
+    collects_within = False  # their variances averaged, not merged
     _born_frozen: ClassVar[bool] = False
     _first_batch_sets: ClassVar[bool] = False  # whether the first batch is taken whole, whatever the momentum
 
@@ -183,13 +185,20 @@ class RunningNormalizer(Normalizer):
             return
         with torch.no_grad():
             shape = self.running_mean.shape
-            mean, var = (t.detach().reshape(shape).to(self.running_mean.dtype) for t in (batch.mean, batch.var))
+            dtype = (self.running_mean if self.collected is None else self.collected).dtype
+            mean, var = (t.detach().reshape(shape).to(dtype) for t in (batch.mean, batch.var))
             count = batch.count.expand_as(batch.mean).reshape(shape) if isinstance(batch.count, Tensor) else batch.count
             take: Tensor | None = None if isinstance(count, int) else count > 0
             if self.num_batches_skipped is not None:
                 finite = (mean + var).isfinite().all()
                 self.num_batches_skipped.add_(~finite)
                 take = finite if take is None else take & finite
+            if self.collected is not None:
+                if self.collects_within and not final:
+                    var = Moments(mean, var, count).unbiased()
+                self.collects_within |= final
+                self.collected.copy_(union(self.collected, mean, var, count, take, self.collects_within))
+                return
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
             new = var if final else Moments(mean, var, count).unbiased()
@@ -199,17 +208,9 @@ class RunningNormalizer(Normalizer):
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The micro-batches so far with one more, and where there are enough of them to be taken."""
-        new = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
-        if take is not None:
-            mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
-        old_mean, old_var, old, batches = pending.unbind(0)
-        total = old + new
-        share = new / total.clamp_min(1)
-        step = mean - old_mean
-        merged = old_mean + share * step
-        spread = old_var + share * (var - old_var) + (0 if final else share * (1 - share) * step.square())
-        whole = batches + 1 >= self.accumulate
-        state = torch.stack([merged, spread, total.expand_as(merged), batches + 1])
+        state = union(pending, mean, var, count, take, final)
+        merged, spread, total, batches = state.unbind(0)
+        whole = batches >= self.accumulate
         pending.copy_(torch.where(whole, 0, state))
         return merged, spread, total, whole & (total > 0)
 
@@ -272,6 +273,20 @@ class RunningNormalizer(Normalizer):
             unexpected_keys = rest[2]
             if prefix + "frozen" in unexpected_keys:
                 unexpected_keys.remove(prefix + "frozen")
+
+
+def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool) -> Tensor:
+    """Mean, variance, count and number of some batches, stacked, with one more, where `take` is true; `final` as in `update`."""
+    new = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
+    if take is not None:
+        mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
+    old_mean, old_var, old, batches = state.unbind(0)
+    total = old + new
+    share = new / total.clamp_min(1)
+    step = mean - old_mean
+    between = 0 if final else share * (1 - share) * step.square()
+    spread = old_var + share * (var - old_var) + between
+    return torch.stack([old_mean + share * step, spread, total.expand_as(mean), batches + 1])
 
 
 def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:

@@ -59,9 +59,10 @@ class BatchNorm(RunningNormalizer):
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         count = x.numel() // self.num_features
-        if self.accumulate > 1:
+        merged = self.accumulate > 1 or self.collected is not None
+        if merged:
             var = var * ((count - 1) / count)  # biased, as batches are merged
-        self.update(Moments(mean, var, count), final=self.accumulate == 1)
+        self.update(Moments(mean, var, count), final=not merged)
         return y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:

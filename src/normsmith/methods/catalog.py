@@ -129,6 +129,24 @@ _ENTRIES = (
         affine=False,  # it is, but its cells are positions
     ),
     Entry("local_response", "LocalResponseNorm", "divided by the mean square of adjacent channels", frozenset(), affine=False),
+    Entry(
+        "switchable",
+        "SwitchableNorm",
+        "a learned blend of the statistics of instance, layer and batch",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="switchable",
+    ),
+    Entry(
+        "sparse_switchable",
+        "SparseSwitchableNorm",
+        "a blend that becomes a choice in the course of training",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="switchable",
+    ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
     Entry(
         "filtered",
