@@ -90,7 +90,8 @@ def _spoiled(found: Pooled, within: Bounds) -> Pooled:
 
 def _nothing(batch: Moments) -> Moments:
     """The moments of a rank without data, of the same shape."""
-    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), torch.zeros_like(batch.mean))
+    zeros = torch.zeros_like(batch.mean)
+    return Moments(zeros, zeros, zeros if isinstance(batch.count, Tensor) else 0)  # as many numbers as the other ranks send
 
 
 def add_lines(lines: Sequence[Line]) -> Line:

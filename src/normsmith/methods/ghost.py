@@ -58,7 +58,7 @@ def as_one(rows: Moments, momentum: float | None) -> Moments:
         later = counts.flip(0).cumsum(0).flip(0) - counts
         weights = (1 - (1 - momentum) ** counts) * (1 - momentum) ** later
     shares = weights / weights.sum(0, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    mean, var = ((shares * t).sum(0, keepdim=True) for t in (rows.mean, rows.var))
+    mean, var = (torch.where(counts > 0, shares * t, 0).sum(0, keepdim=True) for t in (rows.mean, rows.var))
     return Moments(mean, var, counts.sum(0, keepdim=True))
 
 
