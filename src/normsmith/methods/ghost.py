@@ -80,7 +80,7 @@ class GhostNorm(RunningNormalizer):
         if self.uses_running_stats or self.falls_back(x, 1 if single else 2, "channel and chunk", CURE):
             return self.by_running(x, mask)
         options = partial(mix, batch_size=self.batch_size, eps=self.eps)
-        sees: Sees = "batch" if x.shape[0] <= self.batch_size else "cells"
+        sees: Sees = "batch" if 0 < x.shape[0] <= self.batch_size else "cells"
         result = normalize(x, options, self.weight, self.bias, sees=sees, mask=mask)
         self._update_by(result.cells, result.batch)
         return result.y
