@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -625,3 +626,18 @@ def test_a_nan_under_the_mask_is_not_taken_for_padding(backend):
         cells, batch = measure(x, sees="both", mask=mask)
     assert cells.mean.isnan().nonzero().tolist() == [[1, 2]], "the other one is padding"
     assert batch.var.isnan().nonzero().tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("sees", ["cells", "batch", "both"])
+def test_bounds_that_are_nan_give_moments_that_are(backend, sees):
+    x = torch.randn(3, 4, 5)
+    low, high = torch.full((3, 4), -9.0), torch.full((3, 4), 9.0)
+    high[1, 2] = math.nan
+    with ns.backend(backend):
+        cells, batch = measure(x, sees=sees, within=(low, high))
+    if cells is not None:
+        assert cells.mean.isnan().equal(high.isnan())
+        assert_same(cells.var[0], x.var(2, unbiased=False)[0])
+    if batch is not None:
+        assert batch.var.isnan().tolist() == [[False, False, True, False]]

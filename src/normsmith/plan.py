@@ -50,7 +50,7 @@ class Plan:
             return None, None
         found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
         if self.within is not None:
-            found = _spoiled(found, self.within)
+            found = _spoiled(found, self.within, self.sees == "batch")
         elif self.mask is not None:
             found = self._honest(found, view)
         batch = None if self.sees == "cells" else found if self.sees == "batch" else found.pool(0)
@@ -81,17 +81,18 @@ class Plan:
         return replace(found, mean=found.mean.masked_fill(lost, math.nan), var=found.var.masked_fill(lost, math.nan))
 
 
-def _spoiled(found: Pooled, within: Bounds) -> Pooled:
+def _spoiled(found: Pooled, within: Bounds, shared: bool) -> Pooled:
     """With NaN in the moments between bounds that are NaN themselves, being made of such data; they count, to be seen in a pool."""
     lost = within[0].isnan() | within[1].isnan()
+    lost = lost.any(0, keepdim=True) if shared else lost
     mean, var = found.mean.masked_fill(lost, math.nan), found.var.masked_fill(lost, math.nan)
     return replace(found, mean=mean, var=var, count=found.counts().masked_fill(lost, 1))
 
 
 def _nothing(batch: Moments) -> Moments:
     """The moments of a rank without data, of the same shape."""
-    count = 0 if isinstance(batch.count, int) else torch.zeros_like(batch.count)
-    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), count)
+    zeros = torch.zeros_like(batch.mean)
+    return Moments(zeros, zeros, zeros if isinstance(batch.count, Tensor) else 0)  # as many numbers as the other ranks send
 
 
 def add_lines(lines: Sequence[Line]) -> Line:

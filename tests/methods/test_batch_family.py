@@ -304,17 +304,27 @@ class TestRenorm:
             assert not torch.allclose(layer(x), plain(x))
         assert layer.options()["r_max"] == 2.0
 
-    def test_second_derivatives_have_the_constants_too(self, backend):
+    def test_the_clips(self, backend):
+        x = torch.randn(64, 12, 50) * torch.tensor([0.01, 1.0, 100.0]).repeat(4).view(-1, 1)
+        layer = ns.BatchRenorm(12, r_max=4.0, d_max=2.0)
+        with ns.backend(backend):
+            assert_same(layer(x).std((0, 2)), torch.tensor([0.25, 1.0, 4.0]).repeat(4), tolerance=0.02)
+            shifted = ns.BatchRenorm(12, r_max=1.0, d_max=2.0)(x + torch.tensor([-50.0, 0.5, 5000.0]).repeat(4).view(-1, 1))
+        assert_same(shifted.mean((0, 2)), torch.tensor([-2.0, 0.5, 2.0]).repeat(4), tolerance=0.05)
+
+    @pytest.mark.parametrize(("r_max", "d_max"), [(1.4, 0.8), (100.0, 100.0)])
+    def test_derivatives_take_the_corrections_as_constants(self, backend, r_max, d_max):
         x, dy, direction = (example((4, 12, 5), seed=seed) for seed in (0, 1, 2))
-        layer = ns.BatchRenorm(12, dtype=F64, r_max=1.4, d_max=0.8)
+        layer = ns.BatchRenorm(12, dtype=F64, r_max=r_max, d_max=d_max)
         slots = {k: v.detach().clone() for k, v in layer.state_dict().items()}
         results = []
         for run in (layer, lambda x: oracle_of("renorm").forward(x, True, **slots, **layer.options())[0]):
             given = x.clone().requires_grad_()
             with ns.backend(backend):
                 grad = torch.autograd.grad(run(given), given, dy, create_graph=True)[0]
-                results.append(torch.autograd.grad(grad, given, direction)[0])
-        assert_same(*results)
+                results.append((grad, torch.autograd.grad(grad, given, direction)[0]))
+        for found, expected in zip(*results, strict=True):
+            assert_same(found, expected)
 
     def test_an_update_between_forward_and_backward_changes_no_gradient(self, backend):
         layer, x = ns.BatchRenorm(12, dtype=F64), example(SHAPE).requires_grad_()

@@ -58,7 +58,7 @@ def as_one(rows: Moments, momentum: float | None) -> Moments:
         later = counts.flip(0).cumsum(0).flip(0) - counts
         weights = (1 - (1 - momentum) ** counts) * (1 - momentum) ** later
     shares = weights / weights.sum(0, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    mean, var = ((shares * t).sum(0, keepdim=True) for t in (rows.mean, rows.var))
+    mean, var = (torch.where(counts > 0, shares * t, 0).sum(0, keepdim=True) for t in (rows.mean, rows.var))
     return Moments(mean, var, counts.sum(0, keepdim=True))
 
 
@@ -80,7 +80,7 @@ class GhostNorm(RunningNormalizer):
         if self.uses_running_stats or self.falls_back(x, 1 if single else 2, "channel and chunk", CURE):
             return self.by_running(x, mask)
         options = partial(mix, batch_size=self.batch_size, eps=self.eps)
-        sees: Sees = "batch" if x.shape[0] <= self.batch_size else "cells"
+        sees: Sees = "batch" if 0 < x.shape[0] <= self.batch_size else "cells"
         result = normalize(x, options, self.weight, self.bias, sees=sees, mask=mask)
         self._update_by(result.cells, result.batch)
         return result.y
