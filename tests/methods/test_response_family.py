@@ -1,15 +1,13 @@
 """Norms with an activation in them, over positions, under a condition, or of no statistics: what the battery does not know."""
 
 import copy
-import json
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same, example
-from isolated import run_python
+from ranks import run_ranks
 
 import normsmith as ns
 
@@ -479,49 +477,23 @@ class TestConditional:
         assert "\n" not in str(raised.value)
 
 
-RANK = """
-import json, os, torch, torch.distributed as dist, normsmith as ns
-rank, path, name, shape, rows = int(os.environ["AT"]), os.environ["STORE"], *json.loads(os.environ["PROBLEM"])
-dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=rank, world_size=2)
-x = torch.linspace(-1, 3, 6 * 12 * (shape or 1), dtype=torch.float64).sin().mul(7).cos().view(6, 12, *([shape] if shape else []))
-ids = torch.tensor([0, 1, 0, 0, 1, 0])
-own = slice(0, rows) if rank == 0 else slice(rows, 6)
-layer = ns.make(name, 12, dtype=torch.float64, process_group=dist.group.WORLD)
-x = x[own].requires_grad_()
-y = layer(x, **({"condition": ids[own]} if "conditional" in name else {}))
-y.mul(torch.arange(y.numel(), dtype=y.dtype).view(y.shape).sin()).square().sum().backward()
-found = {"y": y, "dx": x.grad, **{k: p.grad for k, p in layer.named_parameters()}, **dict(layer.named_buffers())}
-print(json.dumps({k: v.tolist() for k, v in found.items()}))
-dist.destroy_process_group()
-"""
+def single_elements(rank, split):
+    """Two ranks of samples without positions: condition 1 has one element on each, condition 2 one in all."""
+    x, ids, own = example((6, 12)), torch.tensor([0, 1, 0, 0, 1, 2]), slice(sum(split[:rank]), sum(split[: rank + 1]))
+    layer = ns.ConditionalNorm(12, num_conditions=4, statistics="condition", dtype=torch.float64)
+    if len(split) > 1:
+        ns.synchronize(layer)
+    x = x[own].requires_grad_()
+    y = layer(x, ids[own])
+    return y.detach(), torch.autograd.grad(y, x, example((6, 12), seed=4)[own])[0], dict(layer.named_buffers())
 
 
-@pytest.mark.parametrize("name", ["evo_b0", "conditional", "conditional:statistics=condition"])
-@pytest.mark.parametrize(("shape", "rows"), [(4, 4), (0, 1), (4, 6)], ids=str)
-def test_two_ranks_are_one_batch(name, shape, rows, tmp_path):
-    """Unequal batches; one sample without positions; and an empty batch."""
-
-    def at(rank):
-        return run_python(RANK, AT=str(rank), STORE=str(tmp_path / "store"), PROBLEM=json.dumps([name, shape, rows]))
-
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(at, (0, 1)))
-    assert all(d.returncode == 0 for d in done), "\n".join(d.stderr for d in done)
-    ranks = [{k: torch.tensor(v, dtype=torch.float64) for k, v in json.loads(d.stdout.splitlines()[-1]).items()} for d in done]
-    x = torch.linspace(-1, 3, 6 * 12 * (shape or 1), dtype=torch.float64).sin().mul(7).cos()
-    x = x.view(6, 12, *([shape] if shape else [])).requires_grad_()
-    layer = ns.make(name, 12, dtype=torch.float64)
-    y = layer(x, **({"condition": torch.tensor([0, 1, 0, 0, 1, 0])} if "conditional" in name else {}))
-    loss = torch.zeros(())
-    for part in (y[:rows], y[rows:]):
-        loss = loss + part.mul(torch.arange(part.numel(), dtype=y.dtype).view(part.shape).sin()).square().sum()
-    loss.backward()
-    together = {"y": y, "dx": x.grad}
-    for key, value in together.items():
-        parts = [r[key].view(-1, *value.shape[1:]) for r in ranks]
-        assert_same(torch.cat(parts), value, key)
-    for key, parameter in layer.named_parameters():
-        assert_same(ranks[0][key] + ranks[1][key], parameter.grad, key)
-    for key, buffer in layer.named_buffers():
-        for r in ranks:
-            assert_same(r[key], buffer.double(), key)
+def test_conditions_of_a_single_element_over_two_ranks():
+    y, dx, buffers = single_elements(0, (6,))
+    ranks = run_ranks(2, single_elements, (3, 3))
+    assert_same(torch.cat([rank[0] for rank in ranks]), y, "output")
+    assert_same(torch.cat([rank[1] for rank in ranks]), dx, "gradient")
+    for rank in ranks:
+        for key, buffer in buffers.items():
+            assert_same(rank[2][key].double(), buffer.double(), key)
+    assert buffers["num_batches_tracked"].tolist() == [1, 1, 0, 0]
