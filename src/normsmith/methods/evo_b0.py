@@ -28,7 +28,8 @@ CURE = "use a larger batch, drop the last incomplete one, normalize with EvoNorm
 
 
 def curve(x: Tensor, v: Tensor, of_batch: Tensor, of_sample: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    y = x / torch.maximum(of_batch, torch.addcmul(of_sample, v, x))
+    # The larger of the two by relu, whose backward is one operation; that of torch.maximum is several, and twice as slow in all.
+    y = x / (of_batch + torch.relu(torch.addcmul(of_sample - of_batch, v, x)))
     return y if weight is None or bias is None else torch.addcmul(bias, y, weight)
 
 
