@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 import normsmith as ns
 from normsmith.affine import Standardized
+from normsmith.kernels import reference
 from normsmith.measure import measure
-from normsmith.moments import Moments
+from normsmith.moments import Moments, Pooled
 from normsmith.normalize import normalize
+from normsmith.plan import Plan
 
 N, C = 4, 6
 SHAPE = (N, C, 5, 7)
@@ -625,3 +627,24 @@ def test_a_nan_under_the_mask_is_not_taken_for_padding(backend):
         cells, batch = measure(x, sees="both", mask=mask)
     assert cells.mean.isnan().nonzero().tolist() == [[1, 2]], "the other one is padding"
     assert batch.var.isnan().nonzero().tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_empty_rank_sends_as_many_numbers_as_the_others(masked):
+    """A collective of unequal sizes ends the process: the count must be one number for all ranks, or one a channel."""
+
+    class Heard:
+        counts = ()
+
+        def merge(self, batch):
+            self.counts = (*self.counts, batch.count)
+            return Pooled(batch.mean, batch.var, batch.count, world=True)
+
+    world = Heard()
+    for samples in (3, 0):
+        x = torch.randn(samples, 4, 5)
+        mask = torch.ones(samples, 1, 5, dtype=torch.bool) if masked else None
+        Plan("batch", mask=mask, world=world).moments(reference, x)
+    full, empty = world.counts
+    assert type(full) is type(empty)
+    assert getattr(full, "shape", ()) == getattr(empty, "shape", ())

@@ -80,8 +80,9 @@ class Plan:
 
 
 def _nothing(batch: Moments) -> Moments:
-    """The moments of a rank without data, of the same shape."""
-    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), torch.zeros_like(batch.mean))
+    """The moments of a rank without data, of the same shape; the count too, as all ranks must send as many numbers."""
+    count = torch.zeros_like(batch.mean) if isinstance(batch.count, Tensor) else 0
+    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), count)
 
 
 def add_lines(lines: Sequence[Line]) -> Line:
