@@ -16,9 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 import normsmith as ns
 from normsmith.affine import Standardized
+from normsmith.kernels import reference
 from normsmith.measure import measure
-from normsmith.moments import Moments
+from normsmith.moments import Moments, Pooled
 from normsmith.normalize import normalize
+from normsmith.plan import Plan
 
 N, C = 4, 6
 SHAPE = (N, C, 5, 7)
@@ -641,3 +643,24 @@ def test_bounds_that_are_nan_give_moments_that_are(backend, sees):
         assert_same(cells.var[0], x.var(2, unbiased=False)[0])
     if batch is not None:
         assert batch.var.isnan().tolist() == [[False, False, True, False]]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_empty_rank_sends_as_many_numbers_as_the_others(masked):
+    """A collective of unequal sizes ends the process: the count must be one number for all ranks, or one a channel."""
+
+    class Heard:
+        counts = ()
+
+        def merge(self, batch):
+            self.counts = (*self.counts, batch.count)
+            return Pooled(batch.mean, batch.var, batch.count, world=True)
+
+    world = Heard()
+    for samples in (3, 0):
+        x = torch.randn(samples, 4, 5)
+        mask = torch.ones(samples, 1, 5, dtype=torch.bool) if masked else None
+        Plan("batch", mask=mask, world=world).moments(reference, x)
+    full, empty = world.counts
+    assert type(full) is type(empty)
+    assert getattr(full, "shape", ()) == getattr(empty, "shape", ())

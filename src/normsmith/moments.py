@@ -144,11 +144,11 @@ class Moments:
     @staticmethod
     def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
         """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        terms = zip(sources, mean_weights.unbind(), var_weights.unbind(), strict=True)
-        # What the samples or the channels share first: it is small.
-        (first, p, q), *rest = sorted(terms, key=lambda term: sum(size != 1 for size in term[0].mean.shape))
+        terms = list(zip(sources, mean_weights.unbind(), var_weights.unbind(), strict=True))
+        # Backwards, as callers name the cells first: what samples or channels share is small.
+        first, p, q = terms[-1]
         mean, var = first.mean * p, first.var * q
-        for m, p, q in rest:
+        for m, p, q in reversed(terms[:-1]):
             mean, var = torch.addcmul(mean, m.mean, p), torch.addcmul(var, m.var, q)
         return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights)
 

@@ -71,7 +71,7 @@ class Plan:
     def _cut_mask(self, view: Tensor) -> Tensor:
         assert self.mask is not None
         samples = self.mask.shape[0]
-        flat = self.mask.reshape(samples, self.mask.shape[1], -1)
+        flat = self.mask.reshape(samples, self.mask.shape[1], view.shape[2])
         return flat.expand(view.shape[0], view.shape[1], view.shape[2])
 
     def _honest(self, found: Pooled, view: Tensor) -> Pooled:
@@ -90,9 +90,9 @@ def _spoiled(found: Pooled, within: Bounds, shared: bool) -> Pooled:
 
 
 def _nothing(batch: Moments) -> Moments:
-    """The moments of a rank without data, of the same shape."""
-    zeros = torch.zeros_like(batch.mean)
-    return Moments(zeros, zeros, zeros if isinstance(batch.count, Tensor) else 0)  # as many numbers as the other ranks send
+    """The moments of a rank without data, of the same shape; the count too, as all ranks must send as many numbers."""
+    count = torch.zeros_like(batch.mean) if isinstance(batch.count, Tensor) else 0
+    return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), count)
 
 
 def add_lines(lines: Sequence[Line]) -> Line:
