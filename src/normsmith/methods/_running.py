@@ -231,8 +231,9 @@ class RunningNormalizer(Normalizer):
         assert self.running_mean is not None
         assert self.num_batches_tracked is not None
         if self.momentum is None:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-            share = (1 if batches is None else batches) / self.num_batches_tracked.clamp_min(1).unsqueeze(-1)
-            return share.to(self.running_mean.dtype)
+            precise = torch.promote_types(self.running_mean.dtype, torch.float32)  # integers alone would be divided in float32
+            counted = self.num_batches_tracked.clamp_min(1).unsqueeze(-1).to(precise)
+            return ((1 if batches is None else batches) / counted).to(self.running_mean.dtype)
         if batches is not None:
             return 1 - (1 - self.momentum) ** batches
         if not self._first_batch_sets:
