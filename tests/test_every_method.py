@@ -160,7 +160,7 @@ def as_declared(case):
 @every_variant
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_gradcheck(case, backend):
-    layer, x = case.make().train(not case.entry.detached), example((3, CHANNELS, 2, 2)).requires_grad_()
+    layer, x = case.make(), example((3, CHANNELS, 2, 2)).requires_grad_()
     extra = floating(layer.example_inputs(x), Tensor.requires_grad_)
     with ns.backend(backend):
         numbers = {k: v for k, v in extra.items() if v.is_floating_point()}
@@ -177,7 +177,7 @@ def test_gradcheck(case, backend):
 
 @every_case
 def test_second_derivatives(case):
-    layer, x = case.make().train(not case.entry.detached), example((2, CHANNELS, 3)).requires_grad_()
+    layer, x = case.make(), example((2, CHANNELS, 3)).requires_grad_()
     extra = layer.example_inputs(x)
     before = tensors_of(layer)
 

@@ -15,7 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 import normsmith as ns
 
 SPLITS = {2: ((4, 4), (5, 3), (8, 0)), 3: ((3, 3, 2), (5, 0, 3))}
-SHARED = [case for case in VARIANTS if case.entry.running and not case.entry.random]
+# The unbiased form of switchable norm is for parity with its authors, and refuses several ranks.
+SHARED = [
+    case for case in VARIANTS if case.entry.running and not case.entry.random and case.options.get("unbiased") is not True
+]
 SHAPE = (8, CHANNELS, 5, 3)
 
 
@@ -64,6 +67,8 @@ def ranks_steps():
 @pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(case) for case in SHARED])
 def test_ranks_equal_one_process(split, index, ranks_steps):
     layer, x, dy, extra = problem(SHARED[index])
+    if SHARED[index].entry.ordered and any(rows % layer.batch_size for rows in split):
+        pytest.skip("its small batches stay within a rank, and these splits cut them")
     expected = step(layer, x, dy, extra)
     ranks = [found[split, index] for found in ranks_steps[len(split)]]
     for what, value in expected.items():

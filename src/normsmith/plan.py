@@ -70,8 +70,8 @@ class Plan:
 
     def _cut_mask(self, view: Tensor) -> Tensor:
         assert self.mask is not None
-        samples = self.mask.shape[0]
-        flat = self.mask.reshape(samples, self.mask.shape[1], view.shape[2])
+        samples, channels, *spatial = self.mask.shape
+        flat = self.mask.reshape(samples, channels, math.prod(spatial))
         return flat.expand(view.shape[0], view.shape[1], view.shape[2])
 
     def _honest(self, found: Pooled, view: Tensor) -> Pooled:

@@ -9,7 +9,8 @@ Differs from the paper: it starts there and moves to r_max=3, d_max=5 over the f
 running statistics are of nothing; `r_max` and `d_max` are attributes that a schedule may set, and start at their last values. The
 paper keeps a running s, most code and we the running variance, unbiased as torch keeps it; eps is inside both roots.
 Cost: 2 passes over x forward, 2 over x and dy backward; evaluation 1.
-Fails when: the running statistics are far from the data (a high learning rate, a low momentum) and the clips are wide.
+Fails when: the running statistics are far from the data (a high learning rate, a low momentum) and the clips are wide. Under activation
+checkpointing the recomputed forward finds them moved by this batch, so that r and d differ a little from those of the first.
 Reference: Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models", NeurIPS 2017.
 """
 
