@@ -5,7 +5,7 @@ A `Moments` holds tensors of any one shape, an element for each cell, so that al
 - `Moments.of(x, dims)`      the moments of data;
 - `moments.pool(dim)`        the moments of the union of the cells along a dimension: batch norm pools samples, layer norm channels;
 - `moments.pool_groups(g)`   the same within g groups of channels, spread back over the channels;
-- `moments.pool_sets(ids, k)`  the same within k sets of samples, spread back over the samples;
+- `moments.pool_sets(ids, k)`  the same within k sets of samples, spread back over the samples; `pool_runs(n)` for n adjacent ones;
 - `moments.merge(other)`     the union with other moments of the same shape: other ranks, other batches;
 - `Moments.blend(sources, mean_weights, var_weights)`  a weighted sum of statistics, not of data: what switchable norms do;
 - `Moments.by_channels((one, k), (other, rest))`  the first k channels of one, the rest of another.
@@ -103,6 +103,28 @@ class Moments:
 
         spread = self.of_sets(ids, sets).map(lambda t: t[ids])
         return self._pooled(spread.mean, spread.var, spread.count, share)
+
+    def pool_runs(self, size: int) -> "Moments":
+        """For moments of shape (N, C): pooled over runs of that many adjacent samples, and spread over them again."""
+        samples = self.mean.shape[0]
+        if torch.compiler.is_compiling() or samples % size:
+            return self.pool_sets(*_runs(self.mean, size))
+
+        def spread(t: Tensor) -> Tensor:
+            return t.unsqueeze(1).expand(-1, size, -1).flatten(0, 1)
+
+        def share(grad: Tensor) -> Tensor:
+            return spread(grad.view(-1, size, grad.shape[1]).sum(1))
+
+        runs = self.of_runs(size).map(spread)
+        return self._pooled(runs.mean, runs.var, runs.count, share)
+
+    def of_runs(self, size: int) -> "Moments":
+        """The moments of each run of that many adjacent samples, of shape (runs, C); the last may be shorter."""
+        if torch.compiler.is_compiling() or self.mean.shape[0] % size:
+            return self.of_sets(*_runs(self.mean, size))
+        runs = self.map(lambda t: t.expand_as(self.mean).reshape(-1, size, self.mean.shape[1]))
+        return runs.pool(1).map(lambda t: t.squeeze(1))
 
     def of_sets(self, ids: Tensor, sets: int) -> "Moments":
         """The moments of each set of samples, of shape (sets, C); an empty set counts nothing."""
@@ -253,6 +275,11 @@ class ByChannels(Moments):
     def sources(self) -> "list[Moments | Tensor]":
         """Where `pull` will arrive."""
         return [found for source, _ in self.parts for found in source.sources()]
+
+
+def _runs(rows: Tensor, size: int) -> tuple[Tensor, int]:
+    """The run of each row, and how many there are."""
+    return torch.arange(rows.shape[0], device=rows.device) // size, (rows.shape[0] + size - 1) // size
 
 
 def fit(grad: Tensor, tensor: Tensor) -> Tensor:

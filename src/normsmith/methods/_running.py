@@ -5,16 +5,21 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
 from normsmith.errors import TooFewValuesError
+from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
+from normsmith.methods._batches import union
 from normsmith.methods._options import check_running, write_out_signature
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 from normsmith.surroundings import is_recomputing
 from normsmith.world import SharedGroup, World
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def mix_running(
@@ -155,6 +160,8 @@ class RunningNormalizer(Normalizer):
 
     def by_running(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` normalized by the running statistics."""
+        if mask is None and prefer_torch("batch_eval", x):
+            return F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps)
         constants = (*self.constants(), self.weight, self.bias)
         return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask).y
 
@@ -164,29 +171,29 @@ class RunningNormalizer(Normalizer):
         Where a backward will need them they are copies: what DistributedDataParallel, or the next forward, writes into the buffers in
         between must not reach it.
         """
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if torch.compiler.is_compiling():
-            if not self.training or self.frozen:
-                return self.running_mean, self.running_var
-            # AOTAutograd would read the buffers again in the backward, when they have moved, but for an operation it never repeats.
-            return self.running_mean.unsqueeze(0).cumsum(0).squeeze(0), self.running_var.unsqueeze(0).cumsum(0).squeeze(0)
-        if torch.is_grad_enabled():
-            return self.running_mean.clone(), self.running_var.clone()
-        return self.running_mean, self.running_var
+        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        assert mean is not None
+        assert var is not None
+        if not torch.compiler.is_compiling():
+            return (mean.clone(), var.clone()) if torch.is_grad_enabled() else (mean, var)
+        if not self.training or self.frozen:
+            return mean, var
+        # AOTAutograd would read the buffers again in the backward, when they have moved, but for an operation it never repeats.
+        return mean.unsqueeze(0).cumsum(0).squeeze(0), var.unsqueeze(0).cumsum(0).squeeze(0)
 
     def update(self, batch: Moments, *, final: bool = False, batches: Tensor | None = None) -> None:
         """Take one batch's moments, cut from the graph, into the running ones; only in training.
 
         With `final` they are not to be pooled: var is what is kept, and micro-batches are averaged. They may stand for several `batches`,
-        a number per channel: then they are their average weighted as the running ones would be, `ghost.as_one`.
+        a number per channel: then they are their average weighted as the running ones would be, `_batches.as_one`.
         """
-        if not self.training or self.frozen or self.running_mean is None or is_recomputing():
+        running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
+        if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
         with torch.no_grad():
-            shape = self.running_mean.shape
-            dtype = (self.running_mean if self.collected is None else self.collected).dtype
-            mean, var = (t.detach().reshape(shape).to(dtype) for t in (batch.mean, batch.var))
+            shape = running_mean.shape
+            dtype = (running_mean if self.collected is None else self.collected).dtype
+            mean, var = _like(batch.mean, shape, dtype), _like(batch.var, shape, dtype)
             count = batch.count.expand_as(batch.mean).reshape(shape) if isinstance(batch.count, Tensor) else batch.count
             take: Tensor | None = None if isinstance(count, int) else count > 0
             if self.num_batches_skipped is not None:
@@ -202,7 +209,7 @@ class RunningNormalizer(Normalizer):
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
             new = var if final else Moments(mean, var, count).unbiased()
-            self._move(mean, new, take, None if batches is None else batches.reshape(shape).to(mean.dtype))
+            self._move(mean, new, take, None if batches is None else _like(batches, shape, mean.dtype))
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
@@ -216,29 +223,26 @@ class RunningNormalizer(Normalizer):
 
     def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None, batches: Tensor | None) -> None:
         """One step of the average, or so many, where `take` is true."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        running_mean, running_var, tracked = (self._buffers[key] for key in BUFFERS)
+        assert running_mean is not None
+        assert running_var is not None
+        assert tracked is not None
         if batches is not None and take is not None:
-            self.num_batches_tracked.add_(torch.where(take, batches, 0).max().to(torch.long))
+            tracked.add_(torch.where(take, batches, 0).max().to(torch.long))
         else:
-            self.num_batches_tracked.add_(1 if take is None else take.any(-1))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-            running.lerp_(new if take is None else torch.where(take, new, running), self._step(batches))
+            tracked.add_(1 if take is None else take.any(-1))
+        step = self._step(tracked, running_mean.dtype, batches)
+        for running, new in ((running_mean, mean), (running_var, unbiased_var)):
+            running.lerp_(new if take is None else torch.where(take, new, running), step)
 
-    def _step(self, batches: Tensor | None = None) -> float | Tensor:
+    def _step(self, tracked: Tensor, dtype: torch.dtype, batches: Tensor | None = None) -> float | Tensor:
         """The weight of this batch, or of so many, which have been counted already."""
-        assert self.running_mean is not None
-        assert self.num_batches_tracked is not None
         if self.momentum is None:  # divided on the device: reading the counter would stall a GPU and break a compiled graph
-            precise = torch.promote_types(self.running_mean.dtype, torch.float32)  # integers alone would be divided in float32
-            counted = self.num_batches_tracked.clamp_min(1).unsqueeze(-1).to(precise)
-            return ((1 if batches is None else batches) / counted).to(self.running_mean.dtype)
+            precise = torch.promote_types(dtype, torch.float32)  # integers alone would be divided in float32
+            return ((1 if batches is None else batches) / tracked.clamp_min(1).unsqueeze(-1).to(precise)).to(dtype)
         if batches is not None:
             return 1 - (1 - self.momentum) ** batches
-        if not self._first_batch_sets:
-            return self.momentum
-        return torch.where(self.num_batches_tracked <= 1, 1.0, self.momentum).to(self.running_mean.dtype)
+        return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype) if self._first_batch_sets else self.momentum
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""
@@ -276,18 +280,8 @@ class RunningNormalizer(Normalizer):
                 unexpected_keys.remove(prefix + "frozen")
 
 
-def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool) -> Tensor:
-    """Mean, variance, count and number of some batches, stacked, with one more, where `take` is true; `final` as in `update`."""
-    new = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
-    if take is not None:
-        mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
-    old_mean, old_var, old, batches = state.unbind(0)
-    total = old + new
-    share = new / total.clamp_min(1)
-    step = mean - old_mean
-    between = 0 if final else share * (1 - share) * step.square()
-    spread = old_var + share * (var - old_var) + between
-    return torch.stack([old_mean + share * step, spread, total.expand_as(mean), batches + 1])
+def _like(t: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return t if t.shape == shape and t.dtype == dtype else t.reshape(shape).to(dtype)
 
 
 def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:

@@ -37,12 +37,8 @@ class BatchNorm(RunningNormalizer):
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
-        if self.uses_running_stats:
-            if mask is None and prefer_torch("batch_eval", x):
-                return F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps)
-            return self.by_running(x, mask)
         elements = x.numel() // self.num_features
-        if self.falls_back(x, elements, "channel", CURE):
+        if self.uses_running_stats or self.falls_back(x, elements, "channel", CURE):
             return self.by_running(x, mask)
         if mask is None and self.process_group is None and elements > 1 and prefer_torch("batch", x):
             return self._by_torch(x)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from normsmith.affine import Standardized
 from normsmith.errors import OptionError
+from normsmith.methods._batches import as_one
 from normsmith.methods._options import Running
 from normsmith.methods._running import RunningNormalizer
 from normsmith.methods.batch import CURE
@@ -39,27 +40,7 @@ def mix(
     if cells is None:  # one chunk
         assert batch is not None
         return Standardized(batch, weight, bias, eps)
-    ids, chunks = chunks_of(cells, batch_size)
-    return Standardized(cells.pool_sets(ids, chunks), weight, bias, eps)
-
-
-def chunks_of(cells: Moments, batch_size: int) -> tuple[Tensor, int]:
-    """The chunk of each sample, and how many there are."""
-    samples = cells.mean.shape[0]
-    return torch.arange(samples, device=cells.mean.device) // batch_size, (samples + batch_size - 1) // batch_size
-
-
-def as_one(rows: Moments, momentum: float | None) -> Moments:
-    """Moves of a running average, a row each, in order, as a single one; `count` is how many moves a row stands for already."""
-    counts = rows.counts()
-    if momentum is None:
-        weights = counts
-    else:
-        later = counts.flip(0).cumsum(0).flip(0) - counts
-        weights = (1 - (1 - momentum) ** counts) * (1 - momentum) ** later
-    shares = weights / weights.sum(0, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    mean, var = (torch.where(counts > 0, shares * t, 0).sum(0, keepdim=True) for t in (rows.mean, rows.var))
-    return Moments(mean, var, counts.sum(0, keepdim=True))
+    return Standardized(cells.pool_runs(batch_size), weight, bias, eps)
 
 
 class GhostNorm(RunningNormalizer):
@@ -92,7 +73,7 @@ class GhostNorm(RunningNormalizer):
         """One move of the buffers that is as good as one for each chunk."""
         if not self.training or self.running_mean is None:
             return
-        chunks = cells.of_sets(*chunks_of(cells, self.batch_size)) if cells is not None else batch
+        chunks = cells.of_runs(self.batch_size) if cells is not None else batch
         assert chunks is not None
         momentum = None if self.accumulate > 1 else self.momentum
         moved = as_one(Moments(chunks.mean, chunks.unbiased(), (chunks.counts() > 0).to(chunks.mean.dtype)), momentum)

@@ -130,7 +130,9 @@ class PopulationNorm(RunningNormalizer):
         if self.fisher == "empirical":
             fisher = self._watched.mean_square(self.decay_statistics[2])
         new = torch.stack([kurtosis, curvature, fisher])
-        self.decay_statistics.lerp_(new.to(self.decay_statistics.dtype), self._step())
+        assert self.num_batches_tracked is not None
+        step = self._step(self.num_batches_tracked, new.dtype)
+        self.decay_statistics.lerp_(new.to(self.decay_statistics.dtype), step)
 
     def _slope(self, standard: Tensor) -> Tensor:
         """A'' of every output: the derivative of the activation."""
