@@ -1,6 +1,6 @@
 """What is timed: shapes, layouts, modes, and for each method its contestants as functions of no arguments."""
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,16 +94,12 @@ def contestants(subject: Subject, oracles: Path | None, forced: str) -> dict[str
 
 def load_oracle(folder: Path, method: str) -> ModuleType | None:
     """The oracle of a method from a folder of them, such as `tests/oracles` of a checkout; None if it has none."""
-    path = folder / f"{method}.py"
-    if not path.exists():
+    if not (folder / f"{method}.py").exists():
         return None
-    name = f"normsmith_oracle_{method}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        return None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    parent = str(folder.resolve().parent)
+    if parent not in sys.path:
+        sys.path.append(parent)  # oracles may import each other, as modules of their folder
+    return importlib.import_module(f"{folder.name}.{method}")
 
 
 class _OracleLayer(torch.nn.Module):
