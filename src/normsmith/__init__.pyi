@@ -3,6 +3,7 @@
 from normsmith.errors import BackendError as BackendError
 from normsmith.errors import CaptureError as CaptureError
 from normsmith.errors import InputError as InputError
+from normsmith.errors import ModelError as ModelError
 from normsmith.errors import NormsmithError as NormsmithError
 from normsmith.errors import OptionError as OptionError
 from normsmith.errors import SynchronizationError as SynchronizationError

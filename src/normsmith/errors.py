@@ -5,6 +5,7 @@ NormsmithError
 │   └── UnknownMethodError            no such name in the catalog; names the nearest ones
 ├── InputError (ValueError)           a tensor of the wrong shape, type or size
 │   └── TooFewValuesError             a statistic of a single element: the message names the cures
+├── ModelError (ValueError)           a model that cannot be edited as it is: wrapped, without normalizers, changed since
 ├── CaptureError (RuntimeError)       a `mix` used a tensor it was not given, which would silently get no gradient
 ├── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
 └── SynchronizationError (RuntimeError)  a collective of synchronised statistics failed: a rank died, or did not take part
@@ -29,6 +30,10 @@ class InputError(NormsmithError, ValueError):
 
 class TooFewValuesError(InputError):
     """A statistic of a single element, whose variance is zero whatever the data."""
+
+
+class ModelError(NormsmithError, ValueError):
+    """A model that cannot be edited as it is."""
 
 
 class CaptureError(NormsmithError, RuntimeError):

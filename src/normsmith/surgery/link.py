@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from normsmith.errors import OptionError
 from normsmith.methods.kalman import KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm
+from normsmith.surgery._models import run
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Kalman = KalmanNorm | KalmanGroupNorm
@@ -75,7 +76,7 @@ def _run(
             parameter.requires_grad_(parameter.is_floating_point())
         model.eval()
         with torch.enable_grad():
-            _call(model, example)
+            run(model, _live(example))
     finally:
         for layer, before, was_wanted in kept:
             layer._before, layer.slot.wanted = before, was_wanted
@@ -88,14 +89,13 @@ def _run(
     return inputs, outputs, weighted
 
 
-def _call(model: nn.Module, example: Any) -> None:
-    def live(value: Any) -> Any:
-        return value.detach().clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-
+def _live(example: Any) -> Any:
+    """The example with tensors that autograd follows."""
+    if isinstance(example, Tensor):
+        return example.detach().clone().requires_grad_() if example.is_floating_point() else example
     if isinstance(example, Mapping):
-        model(**{key: live(value) for key, value in example.items()})
-    else:
-        model(*(live(value) for value in (example if isinstance(example, tuple | list) else (example,))))
+        return {key: _live(value) for key, value in example.items()}
+    return tuple(_live(value) for value in example) if isinstance(example, tuple | list) else example
 
 
 def _before(
