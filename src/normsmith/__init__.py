@@ -25,6 +25,8 @@ _ELSEWHERE = {
     "Moments": "normsmith.moments",
     "adain": "normsmith.methods.adain",
     "backend": "normsmith.kernels.choose",
+    "convert": "normsmith.surgery.convert",
+    "Conversion": "normsmith.surgery.conversion",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",

@@ -44,6 +44,8 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.surgery.conversion import Conversion as Conversion
+from normsmith.surgery.convert import convert as convert
 from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay
 from normsmith.surgery.link import link as link
 from normsmith.surgery.synchronize import synchronize as synchronize
