@@ -93,6 +93,13 @@ def test_options_are_carried(net):
     assert (first.training, second.training) == (True, False)
 
 
+def test_a_layer_kept_from_training_stays_so_with_what_is_new_in_it(net):
+    net.backbone[1].requires_grad_(False)
+    ns.convert(net, "switchable")
+    assert not any(p.requires_grad for p in net.backbone[1].parameters())
+    assert all(p.requires_grad for p in net.backbone[4].parameters())
+
+
 def test_what_is_given_wins_over_what_is_carried(net):
     net.backbone[1].eps = 1e-3
     ns.convert(net, {"backbone.1": "group:eps=1e-4", "backbone.4": functools.partial(ns.GroupNorm, num_groups=2, eps=1e-2)})
@@ -152,6 +159,7 @@ def test_a_mapping_by_parts_patterns_and_types(net):
         ("group", {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, ns.OptionError, "none of its parameters"),
         ("group", {"optimizer": "sgd"}, ns.OptionError, "Optimizer"),
         ({"head.norm": lambda c: 3}, {}, ns.OptionError, "factory of modules"),
+        (nn.ReLU, {}, ns.OptionError, "takes the number of channels"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_has_changed(to, options, error, says):

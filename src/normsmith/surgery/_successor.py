@@ -64,6 +64,9 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
     carried = [_take(norm, key, t) for key, t in source.tensors.items()]
     got = {key for key in carried if key is not None}
     _take_parametrizations(norm, old, got)
+    kept = [t.requires_grad for t in source.tensors.values() if isinstance(t, nn.Parameter)]
+    if kept and not any(kept):  # what was kept from training stays so as a whole
+        norm.requires_grad_(False)
     norm.train(old.training)
     plain = (source.channels_last and not trailing, source.drop, source.act)
     layer = Adapted(norm, channels_last=plain[0], drop=plain[1], act=plain[2]) if any(plain) else norm
@@ -122,6 +125,8 @@ def _build(source: Source, target: Target, wanted: dict[str, Any]) -> tuple[nn.M
         layer = make(size, **given, **_accepted(make, source, wanted, given))
     except NormsmithError as error:
         raise NotUnderstoodError(str(error)) from None
+    except TypeError as error:
+        raise OptionError(f"convert expects a factory that takes the number of channels: got {make!r}, and {error}") from error
     if not isinstance(layer, nn.Module):
         raise OptionError(f"convert expects a factory of modules: got {type(layer).__name__} from {target!r}")
     return layer, trailing
