@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class Normalizer(nn.Module):
     """
 
     takes_empty = False  # in training: only where other ranks may have data
+    parameter_kinds: ClassVar[dict[str, str]] = {"weight": "affine", "bias": "affine"}  # a method adds its own: `_kinds.KINDS`
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
