@@ -58,7 +58,7 @@ def test_a_layer_born_frozen():
 
 
 def test_nothing_to_freeze():
-    with pytest.raises(ns.ModelError, match="got 2 LayerNorm, 1 InstanceNorm2d$"):
+    with pytest.raises(ns.ModelError, match=r"got 2 LayerNorm, 1 InstanceNorm2d$"):
         ns.freeze(nn.Sequential(nn.LayerNorm(3), nn.LayerNorm(3), nn.InstanceNorm2d(3)))
     with pytest.raises(ns.ModelError, match="Sequential without normalizers among its 2 modules"):
         ns.freeze(nn.Sequential(nn.ReLU()))
@@ -112,7 +112,7 @@ class TestLayersOfTorch:
         assert both["b"][0] is both["a"][1]
 
     def test_a_layer_without_a_model(self):
-        with pytest.raises(ns.ModelError, match="got a BatchNorm2d itself; wrap it in nn.Sequential"):
+        with pytest.raises(ns.ModelError, match=r"got a BatchNorm2d itself; wrap it in nn.Sequential"):
             ns.freeze(nn.BatchNorm2d(3))
 
     def test_what_cannot_become_ours_is_an_error_and_nothing_is_done(self):
@@ -121,7 +121,7 @@ class TestLayersOfTorch:
                 return super().forward(x).sin()
 
         model = nn.Sequential(nn.BatchNorm2d(4), Strange(4), ns.BatchNorm(4))
-        with pytest.raises(ns.ModelError, match="'1', a Strange: .*; leave it out in where"):
+        with pytest.raises(ns.ModelError, match=r"'1', a Strange: .*; leave it out in where"):
             ns.freeze(model)
         assert type(model[0]) is nn.BatchNorm2d
         assert not model[2].frozen

@@ -140,7 +140,7 @@ def test_bad_use():
         ns.param_groups(nn.ReLU(), 0.1)
     with pytest.raises(ns.OptionError, match="weight_decay of 0 or more: got -1"):
         ns.param_groups(model, -1)
-    with pytest.raises(ns.OptionError, match="weights, embeddings, biases, .*: got 'gamma'"):
+    with pytest.raises(ns.OptionError, match=r"weights, embeddings, biases, .*: got 'gamma'"):
         ns.param_groups(model, 0.1, overrides={"gamma": {"lr": 1}})
     with pytest.raises(ns.OptionError, match="got 'params' for 'biases'"):
         ns.param_groups(model, 0.1, overrides={"biases": {"params": []}})

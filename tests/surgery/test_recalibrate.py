@@ -101,7 +101,7 @@ class TestOneLayer:
     def test_every_method_with_running_statistics(self, case):
         layer = case.make()
         if layer.running_mean is None or layer.frozen or layer.running_mean.numel() == 0:
-            with pytest.raises(ns.ModelError, match="frozen|expects a model with running statistics"):
+            with pytest.raises(ns.ModelError, match=r"frozen|expects a model with running statistics"):
                 ns.recalibrate(layer, [example((4, CHANNELS, 3, 5))])
             return
         x = example((8, CHANNELS, 3, 5))

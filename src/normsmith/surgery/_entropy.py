@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from normsmith.errors import InputError, ModelError
 from normsmith.surgery._batches import batches_of
 from normsmith.surgery._models import Forward, evaluating, run_batch, tensors
-from normsmith.surgery._statistics import Keeper, Watch, check_finite, watching
+from normsmith.surgery._statistics import Keeper, Watch, check_finite, finite_so_far, watching
 
 Optimize = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -47,22 +47,26 @@ def entropy_steps(
                     uncertainty.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                 found.append(uncertainty.detach())
-                finite.append(
-                    torch.stack([fine.to(uncertainty.device) for fine in (w.state.isfinite().all() for w in watches)])
-                )
-            check_finite(watches, finite if watches else [], "adapt")
+                finite.append(finite_so_far(watches))
+            entropies = tuple(float(value) for value in found)
+            _check(entropies, watches, finite)
     finally:
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
         for parameter, grad in gradients:
             parameter.grad = grad
-    entropies = tuple(float(value) for value in found)
-    for index, value in enumerate(entropies):
-        if not math.isfinite(value):
-            raise InputError(
-                f"adapt by tent expects finite logits: got others for batch {index}, counted from 0; leave that batch out"
-            )
     return watches, entropies
+
+
+def _check(entropies: tuple[float, ...], watches: list[Watch], finite: list[Tensor]) -> None:
+    """Raise for the first batch that was not finite: at which layer, or behind them all; later ones have it from the step."""
+    bad = [index for index, value in enumerate(entropies) if not math.isfinite(value)]
+    check_finite(watches, finite[: bad[0] + 1] if bad else finite, "adapt")
+    if bad:
+        raise InputError(
+            f"adapt by tent expects finite logits: got others for batch {bad[0]}, counted from 0; leave that batch out, or look for an "
+            "overflow behind the last normalizer"
+        )
 
 
 def entropy(logits: Tensor) -> Tensor:

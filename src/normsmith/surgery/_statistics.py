@@ -119,11 +119,19 @@ class Watch:
         self.samples += x.shape[0]
 
 
+def finite_so_far(watches: list[Watch]) -> Tensor:
+    """Whether all that each layer was given is finite, without waiting for a GPU."""
+    if not watches:
+        return torch.ones(0, dtype=torch.bool)
+    return torch.stack([watch.state.isfinite().all().to(watches[0].state.device) for watch in watches])
+
+
 def check_finite(watches: list[Watch], finite: list[Tensor], verb: str) -> None:
-    """Raise for the first batch behind which a layer has met what is not finite; `finite` has a row for each batch, a column a layer."""
-    good = torch.stack(finite) if finite else torch.ones(0, len(watches))
-    bad = [int(index) for index in (~good.bool().all(1)).nonzero().flatten()[:1]]
-    for index in bad:
+    """Raise for the first batch behind which a layer has met what is not finite; `finite` has `finite_so_far` behind each batch."""
+    if not finite:
+        return
+    good = torch.stack(finite)
+    for index in (~good.all(1)).nonzero().flatten().tolist()[:1]:
         first = min((w for w, fine in zip(watches, good[index].tolist(), strict=True) if not fine), key=lambda w: w.position)
         raise InputError(
             f"{verb} expects finite inputs of every layer: got NaN or infinity at {type(first.layer).__name__} {first.name!r} in batch "

@@ -18,7 +18,7 @@ def freeze(model: nn.Module, *, where: Where | None = None, affine: bool = False
     an optimizer stays valid, and the same keys in the state dict beside `frozen`.
     """
     layers = keepers(model, where, "freeze")
-    foreign = {layer: name for layer, name in layers.items() if not isinstance(layer, RunningNormalizer)}
+    foreign: dict[Keeper, str] = {layer: name for layer, name in layers.items() if not isinstance(layer, RunningNormalizer)}
     if foreign:
         _make_ours(model, foreign)
     return _set(model, list(layers.values()), True, affine)

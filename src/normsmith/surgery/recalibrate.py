@@ -18,7 +18,18 @@ from normsmith.surgery._batches import batches_of, check_loader
 from normsmith.surgery._console import as_text
 from normsmith.surgery._models import Forward, evaluating, run_batch
 from normsmith.surgery._ranks import Ranks
-from normsmith.surgery._statistics import Keeper, Kept, Variance, Watch, Where, check_finite, is_frozen, keepers, watching
+from normsmith.surgery._statistics import (
+    Keeper,
+    Kept,
+    Variance,
+    Watch,
+    Where,
+    check_finite,
+    finite_so_far,
+    is_frozen,
+    keepers,
+    watching,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +218,7 @@ class _Job:
                 with contextlib.suppress(_Reached):
                     run_batch(self.model, batch, self.forward)
                 count += 1
-                finite.append(torch.stack([w.state.isfinite().all().to(watches[0].state.device) for w in watches]))
+                finite.append(finite_so_far(watches))
             check_finite(watches, finite, "recalibrate")
         except Exception as error:  # noqa: BLE001  (the other ranks are to know)
             failure = error
