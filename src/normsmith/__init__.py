@@ -30,6 +30,8 @@ _ELSEWHERE = {
     "param_groups": "normsmith.surgery.param_groups",
     "recalibrate": "normsmith.surgery.recalibrate",
     "unfreeze": "normsmith.surgery.freeze",
+    "convert": "normsmith.surgery.convert",
+    "Conversion": "normsmith.surgery.conversion",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",

@@ -8,6 +8,7 @@ from normsmith.errors import ModelError
 from normsmith.methods._running import RunningNormalizer
 from normsmith.surgery._parameters import places_of
 from normsmith.surgery._statistics import Keeper, Where, keepers, norms_of
+from normsmith.surgery.convert import convert
 
 
 def freeze(model: nn.Module, *, where: Where | None = None, affine: bool = False) -> list[str]:
@@ -30,8 +31,6 @@ def _make_ours(model: nn.Module, foreign: dict[Keeper, str]) -> None:
             f"freeze expects torch's layers inside a model, where ours can take their place: got a {type(model).__name__} itself; "
             "wrap it in nn.Sequential"
         )
-    from normsmith.surgery.convert import convert  # noqa: PLC0415
-
     conversion = convert(model, {_InstanceNorm: "instance", _NormBase: "batch"}, where=lambda layer, _: layer in foreign)
     for layer, name in foreign.items():
         if not _ours(model, name):
