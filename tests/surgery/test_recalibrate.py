@@ -188,6 +188,16 @@ class TestInTheModel:
             assert_same(found, expected)
         assert shared.num_batches_tracked == 2
 
+    def test_beside_a_layer_whose_statistics_are_empty(self):
+        """IBN with a ratio of 1 keeps buffers of no channel."""
+        layer = ns.BatchNorm(3, dtype=torch.float64)
+        model, x = nn.Sequential(layer, ns.IBN(3, ratio=1.0, dtype=torch.float64)), data()
+        assert [row.name for row in ns.recalibrate(model, [x]).layers] == ["0"]
+        layer.reset_running_stats()
+        with ns.collecting(model), torch.no_grad():
+            model(x)
+        assert_same(layer.running_mean, of_all(x)[0])
+
     def test_what_stays_as_it_is(self):
         model = nn.ModuleDict(
             {
@@ -369,34 +379,43 @@ class TestErrors:
         ns.recalibrate(model, [data()])
 
 
-PARTS = {"equal": (slice(0, 10), slice(10, 20)), "unequal": (slice(0, 3), slice(3, 20)), "none": (slice(0, 20), slice(0, 0))}
+PARTS = {"equal": (slice(0, 10), slice(10, 20)), "unequal": (slice(0, 3), slice(3, 20)), "none": (slice(0, 0), slice(0, 20))}
+WAYS = [(False, "total", False), (False, "within", True), (True, "total", True)]  # layerwise, variance, synchronised
 
 
-def on_a_rank(rank, parts, layerwise, variance, synchronised):
-    model = nn.Sequential(
-        net(ns.BatchNorm), nn.BatchNorm2d(6).double(), nn.InstanceNorm2d(6, track_running_stats=True).double()
-    )
-    if synchronised:
-        ns.synchronize(model)
-        model.append(nn.SyncBatchNorm(6).double())
-    own = data()[parts[rank]]
-    done = ns.recalibrate(model, [b for b in own.split(4) if len(b)], layerwise=layerwise, variance=variance)
-    return dict(model.named_buffers()), done.batches, [(row.samples, row.mean) for row in done.layers]
+def of_every_kind(last):
+    """Every kind of layer with running statistics."""
+    instances = [norm(6, track_running_stats=True) for norm in (ns.InstanceNorm, nn.InstanceNorm2d)]
+    return nn.Sequential(net(ns.BatchNorm), *instances, nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), last(6)).double()
+
+
+def on_a_rank(rank):
+    found = {}
+    for key, parts in PARTS.items():
+        for layerwise, variance, synchronised in WAYS:
+            model = of_every_kind(nn.SyncBatchNorm)
+            if synchronised:
+                ns.synchronize(model)
+            own = [b for b in data()[parts[rank]].split(4) if len(b)]
+            done = ns.recalibrate(model, own, layerwise=layerwise, variance=variance)
+            rows = [(row.samples, row.mean) for row in done.layers]
+            found[key, layerwise, variance] = dict(model.named_buffers()), done.batches, rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_two_ranks():
+    return run_ranks(2, on_a_rank)
 
 
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize(
-    ("layerwise", "variance", "synchronised"), [(False, "total", False), (False, "within", True), (True, "total", True)]
-)
-def test_ranks_equal_one_process(parts, layerwise, variance, synchronised):
-    alone = nn.Sequential(
-        net(ns.BatchNorm), nn.BatchNorm2d(6).double(), nn.InstanceNorm2d(6, track_running_stats=True).double()
-    )
-    if synchronised:
-        alone.append(nn.BatchNorm2d(6).double())
+@pytest.mark.parametrize(("layerwise", "variance"), [way[:2] for way in WAYS])
+def test_ranks_equal_one_process(parts, layerwise, variance, by_two_ranks):
+    alone = of_every_kind(nn.BatchNorm2d)
     batches = [b for part in PARTS[parts] for b in data()[part].split(4) if len(b)]
     expected = ns.recalibrate(alone, batches, layerwise=layerwise, variance=variance)
-    for buffers, count, rows in run_ranks(2, on_a_rank, PARTS[parts], layerwise, variance, synchronised):
+    for rank in by_two_ranks:
+        buffers, count, rows = rank[parts, layerwise, variance]
         assert count == len(batches)
         for name, buffer in alone.named_buffers():
             assert_same(buffers[name].double(), buffer.double(), name)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -20,9 +20,9 @@ from normsmith.methods._base import Normalizer
 from normsmith.methods._batches import union
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
+from normsmith.surgery._choice import Where
 from normsmith.surgery._models import refuse_wrapped
 
-Where = Callable[[nn.Module, str], bool]
 Keeper = RunningNormalizer | _NormBase
 Variance = Literal["total", "within"]
 

@@ -6,8 +6,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normsmith.errors import ModelError
 from normsmith.methods._running import RunningNormalizer
+from normsmith.surgery._choice import Where
 from normsmith.surgery._parameters import places_of
-from normsmith.surgery._statistics import Keeper, Where, keepers, norms_of
+from normsmith.surgery._statistics import Keeper, keepers, norms_of
 from normsmith.surgery.convert import convert
 
 

@@ -15,6 +15,7 @@ from normsmith.errors import InputError, ModelError
 from normsmith.methods._base import one_of
 from normsmith.methods.kalman import KalmanNorm
 from normsmith.surgery._batches import batches_of, check_loader
+from normsmith.surgery._choice import Where
 from normsmith.surgery._console import as_text
 from normsmith.surgery._models import Forward, evaluating, run_batch
 from normsmith.surgery._ranks import Ranks
@@ -23,7 +24,6 @@ from normsmith.surgery._statistics import (
     Kept,
     Variance,
     Watch,
-    Where,
     check_finite,
     finite_so_far,
     is_frozen,
