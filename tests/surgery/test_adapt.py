@@ -246,6 +246,23 @@ class TestTent:
         ns.freeze(model, where=lambda _, name: name == "0")
         assert ns.adapt(model, target_data(), method="tent").parameters == ("1.weight", "1.bias")
 
+    def test_a_norm_with_an_activation_inside_and_a_block_named_after_a_norm(self):
+        class NormAct(nn.BatchNorm1d):
+            def __init__(self):
+                super().__init__(CHANNELS)
+                self.act = nn.ReLU()
+
+            def forward(self, x):
+                return self.act(super().forward(x))
+
+        class LinearNorm(nn.Sequential):
+            pass
+
+        model = LinearNorm(nn.Linear(CHANNELS, CHANNELS), NormAct())
+        assert ns.adapt(model, target_data(), method="tent").parameters == ("1.weight", "1.bias")
+        with pytest.raises(ns.ModelError, match="got LinearNorm without normalizers"):
+            ns.adapt(model[:1], target_data(), method="tent")
+
     def test_a_model_without_running_statistics(self):
         model = nn.Sequential(nn.Linear(CHANNELS, 6), nn.LayerNorm(6), nn.Linear(6, 3))
         done = ns.adapt(model, target_data(), method="tent", lr=0.1)

@@ -52,8 +52,9 @@ def keeps(module: nn.Module) -> TypeGuard[Keeper]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalizer: one of ours or torch's, or called so."""
-    return isinstance(module, Normalizer) or ("Norm" in type(module).__name__ and not any(module.children()))
+    """Whether a module is a normalizer: one of ours, or called so, and not only a block that has one inside."""
+    own = bool(module._parameters or module._buffers) or not any(module.children())
+    return isinstance(module, Normalizer) or ("Norm" in type(module).__name__ and own)
 
 
 def norms_of(model: nn.Module) -> str:
