@@ -438,6 +438,16 @@ def test_a_layer_that_cannot_be_fitted_says_so(net, x):
     assert torch.equal(net.backbone[1].weight, weight)
 
 
+def test_a_successor_that_works_in_evaluation_only_is_refused():
+    net = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6))
+    before = everything(net)
+    with pytest.raises(ns.ModelError, match=r"IBN.*when training"):
+        ns.convert(net, "ibn", verify=torch.randn(4, 3))
+    assert_untouched(net, before)
+    net = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)).eval()
+    ns.convert(net, "batch", verify=torch.randn(1, 3))  # neither works in training on one sample
+
+
 def test_verification_leaves_no_trace(net, x):
     net.train()
     net.backbone.append(nn.Dropout(0.5))

@@ -58,6 +58,10 @@ def models(draw):
     return model
 
 
+def is_torchs_norm(module):
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model=models(), target=st.sampled_from(["batch", "group:num_groups=4", "switchable", "position", "ibn", "frozen"]))
 def test_convert_and_undo(model, target):
@@ -66,13 +70,12 @@ def test_convert_and_undo(model, target):
     reference = copy.deepcopy(model).eval()(x)
     try:
         conversion = ns.convert(model, target, verify=x)
-    except ns.ModelError as error:
-        assert "got none" in str(error)
+    except ns.ModelError:
         assert_untouched(model, before)
+        assert not any(is_torchs_norm(m) for m in model.modules())
         return
     cls = ns.catalog()[target.partition(":")[0]].load()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)]
-    assert not norms
+    assert not any(is_torchs_norm(m) for m in model.modules())
     assert sum(isinstance(m, cls) for m in model.modules()) == len(conversion.converted)
     model.eval()(x)
     conversion.undo()
@@ -96,8 +99,8 @@ def test_every_layer_to_its_own_kind_is_the_same_function(model):
     }
     try:
         conversion = ns.convert(model, kinds, verify=x)
-    except ns.ModelError as error:
-        assert "got none" in str(error)
+    except ns.ModelError:
+        assert not any(is_torchs_norm(m) for m in model.modules())
         return
     assert conversion.output_error < 1e-4
     torch.testing.assert_close(model.eval()(x), expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max()))

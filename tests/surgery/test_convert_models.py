@@ -15,6 +15,7 @@ monai = pytest.importorskip("monai", reason="needs monai")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries themselves
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 def _resnet():
@@ -28,15 +29,15 @@ def _regnet():
 
 
 def _mobilenet():
-    config = transformers.MobileNetV2Config(depth_multiplier=0.25, depth_divisible_by=4, min_depth=4, image_size=32)
-    return transformers.MobileNetV2Model(config), IMAGE
+    config = transformers.MobileNetV2Config(depth_multiplier=0.25, depth_divisible_by=4, min_depth=4, image_size=64)
+    return transformers.MobileNetV2Model(config), LARGE
 
 
 def _efficientnet():
     config = transformers.EfficientNetConfig(
-        image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=16, depth_divisor=4, num_block_repeats=[1] * 7
+        image_size=64, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128, depth_divisor=8, num_block_repeats=[1] * 7
     )
-    return transformers.EfficientNetModel(config), IMAGE
+    return transformers.EfficientNetModel(config), LARGE
 
 
 def _convnext():
@@ -136,13 +137,14 @@ def _positions(model):
     return {name: "position" for name, m in model.named_modules() if getattr(m, "data_format", "") == "channels_first"}
 
 
-def _fits(name, method):
-    """Whether a method can work in a model: it needs positions where the model has none, or more than one channel."""
-    return not (name in ("llama", "conformer") and method == "ibn" and False)
+def _pairs():
+    """Every model with every method; each method with one model, and each model with some, in the quick run."""
+    for i, name in enumerate(MODELS):
+        for j, method in enumerate(METHODS):
+            yield pytest.param(name, method, marks=[] if (i + j) % len(MODELS) == 0 else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), list(_pairs()))
 def test_every_method_that_fits(name, method, trained):
     model, example = trained(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

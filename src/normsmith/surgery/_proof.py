@@ -1,6 +1,7 @@
 """What a conversion changes in numbers: each successor beside its predecessor, on the inputs of the model as it was."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,10 +51,37 @@ def measure(model: nn.Module, trials: Sequence[Trial], example: Any) -> list[Ten
     """Fill in the error of every trial; returns the model's outputs."""
 
     def compare(trial: Trial, args: Any, kwargs: Any, y: Tensor) -> None:
+        if trial.error is None:
+            _try_in_training(trial, args, kwargs)
         error = distance(y, trial.output(args, kwargs, trial.values))
         trial.error = error if trial.error is None else max(trial.error, error)
 
     return _watch(model, trials, example, compare)
+
+
+def _try_in_training(trial: Trial, args: Any, kwargs: Any) -> None:
+    """Raise if the successor refuses in training what the old layer takes, say a single position; no statistic moves."""
+    try:
+        _in_training(trial.new, args, kwargs)
+    except NormsmithError:
+        try:
+            _in_training(trial.old, args, kwargs)
+        except Exception:  # noqa: BLE001  (a layer of anyone's)
+            return
+        raise
+
+
+def _in_training(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    modes = {module: module.training for module in layer.modules()}
+    buffers = {name: t.clone() for name, t in layer.named_buffers()}
+    try:
+        layer.train()
+        with _without_hooks(layer), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            functional_call(layer, buffers, args, kwargs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def distance(expected: Tensor, actual: Tensor) -> float:
