@@ -17,6 +17,7 @@ class Normalizer(nn.Module):
     """
 
     takes_empty = False  # in training: only where other ranks may have data
+    parameter_kinds: ClassVar[dict[str, str]] = {"weight": "affine", "bias": "affine"}  # a method adds its own: `_kinds.KINDS`
     takes_shape: ClassVar[bool] = False  # whether num_features may be a sequence of trailing sizes
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None
