@@ -138,6 +138,10 @@ def test_a_mapping_by_parts_patterns_and_types(net):
     assert type(net.head["norm"]) is ns.GroupNorm
 
 
+def _nothing():
+    return nn.Identity()
+
+
 @pytest.mark.parametrize(
     ("to", "options", "error", "says"),
     [
@@ -159,7 +163,8 @@ def test_a_mapping_by_parts_patterns_and_types(net):
         ("group", {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, ns.OptionError, "none of its parameters"),
         ("group", {"optimizer": "sgd"}, ns.OptionError, "Optimizer"),
         ({"head.norm": lambda c: 3}, {}, ns.OptionError, "factory of modules"),
-        (nn.ReLU, {}, ns.OptionError, "takes the number of channels"),
+        (nn.ReLU, {}, ns.OptionError, "a normalizer of torch.nn"),
+        (_nothing, {}, ns.OptionError, "takes the number of channels"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_has_changed(to, options, error, says):

@@ -27,6 +27,7 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_TORCH = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # What both must have for the number to mean the same in both; eps and momentum do everywhere.
 _SHARED = ("eps", "momentum", "num_groups", "accumulate", "nonfinite", "on_single", "process_group")
 _AT_REST: dict[str, Any] = {"eps": 1e-5, "momentum": 0.1, "num_groups": None, "frozen": False}
@@ -51,6 +52,8 @@ def check_target(target: Target | None) -> None:
             raise OptionError(
                 f"convert expects a method that takes one input: got {target!r}, which needs a second one; place it by hand"
             )
+    elif isinstance(target, type) and target.__module__.startswith("torch.nn") and not issubclass(target, _TORCH):
+        raise OptionError(f"convert expects a normalizer of torch.nn, if a class of it: got {target.__name__}")
     elif target is not None and not callable(target):
         raise OptionError(f"convert expects a catalog name, a class, a factory or None: got {target!r}")
 
