@@ -1,17 +1,16 @@
 """`Conversion`: what a conversion did, as a table and as data, and the way back."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from normsmith.errors import ModelError
 from normsmith.methods._running import BUFFERS
+from normsmith.surgery._console import as_text
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,7 @@ class Conversion:
         return text + ("" if self.output_error is None else f"; error of the model's output {self.output_error:.1e}")
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return as_text(self.__rich__(), width=160)
 
     def __repr__(self) -> str:
         return f"<Conversion: {self._title()}>"

@@ -5,9 +5,12 @@ import re
 from typing import Literal
 
 import torch
+from torch import nn
 
 from normsmith.errors import OptionError
 from normsmith.locate import load_model
+from normsmith.surgery._choice import Targets
+from normsmith.surgery._successor import Target
 from normsmith.surgery.convert import convert
 
 _PART = re.compile(r"(re:[^=]+|[\w.]+)=(.+)", re.DOTALL)
@@ -26,15 +29,15 @@ def rehearse(
         )
     verify = None if example is None else torch.randn(_shape(example), generator=torch.Generator().manual_seed(0))
     conversion = convert(load_model(spec), targets, verify=verify, keep=keep)
-    return json.dumps(conversion.report, indent=2) + "\n" if as_json else str(conversion)
+    return json.dumps(conversion.report, indent=2) + "\n" if as_json else f"{conversion}\n"
 
 
-def _targets(to: list[str]) -> str | dict[str, str | None]:
+def _targets(to: list[str]) -> Targets:
     """One method for all, or a mapping."""
     parts = [_PART.fullmatch(item) for item in to]
     if len(to) == 1 and parts[0] is None:
         return to[0]
-    found: dict[str, str | None] = {}
+    found: dict[str | re.Pattern[str] | type[nn.Module], Target | None] = {}
     for item, part in zip(to, parts, strict=True):
         if part is None:
             raise OptionError(
