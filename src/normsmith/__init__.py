@@ -25,6 +25,7 @@ _ELSEWHERE = {
     "Moments": "normsmith.moments",
     "adain": "normsmith.methods.adain",
     "backend": "normsmith.kernels.choose",
+    "fold": "normsmith.surgery.fold",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",

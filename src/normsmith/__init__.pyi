@@ -44,6 +44,7 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.surgery.fold import fold as fold
 from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay
 from normsmith.surgery.link import link as link
 from normsmith.surgery.synchronize import synchronize as synchronize
