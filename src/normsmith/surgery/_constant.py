@@ -40,9 +40,7 @@ def rest_of(norm: nn.Module) -> nn.Module:
     """What stays where a norm was: nothing, or the drop and activation that classes like timm's BatchNormAct2d hold inside."""
     inner = [norm._modules.get(key) for key in ("drop", "act")]
     found = [module for module in inner if module is not None and not isinstance(module, nn.Identity)]
-    rest = found[0] if len(found) == 1 else nn.Sequential(*found) if found else nn.Identity()
-    rest.training = norm.training
-    return rest
+    return found[0] if len(found) == 1 else nn.Sequential(*found) if found else nn.Identity()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ def affine_of(norm: nn.Module, shape: torch.Size, dtype: torch.dtype) -> Affine 
     not what its input was: a norm that looks at its input, or bends it, answers otherwise.
     """
     mean, var, eps = (getattr(norm, key, None) for key in ("running_mean", "running_var", "eps"))
-    if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or not isinstance(eps, float):
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or not isinstance(eps, float | int):
         return "it keeps no running statistics"
     weight, bias = (getattr(norm, key, None) for key in ("weight", "bias"))
     if len(shape) < 2 or any(t is not None and t.shape != shape[1:2] for t in (mean, var, weight, bias)):
@@ -127,17 +125,20 @@ def why_fixed(layer: nn.Module, held: dict[int, list[str]]) -> str:
         return "has a weight that is not a parameter"
     if type(weight.data) is not Tensor or weight.dtype not in ROUNDING:
         return f"has a weight of {type(weight.data).__name__} in {weight.dtype}"
+    if weight.is_inference():
+        return "has a weight made in inference mode"
     for parameter in (weight, bias):
-        if parameter is not None and len(held[parameter.untyped_storage().data_ptr()]) > 1:
-            return f"shares its weight ({', '.join(held[parameter.untyped_storage().data_ptr()])})"
+        holders = [] if parameter is None else held.get(parameter.untyped_storage().data_ptr(), [])
+        if len(holders) > 1:
+            return f"shares its weight ({', '.join(holders[:3])})"
     return meddled(layer)
 
 
 def storages(model: nn.Module) -> dict[int, list[str]]:
-    """The parameters and buffers that live in each piece of memory; one that several modules hold counts for each."""
+    """The parameters and buffers that lie in each piece of memory; one that several modules hold counts for each."""
     found: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if type(tensor) in {Tensor, nn.Parameter} and tensor is not None and tensor.numel():
+            if tensor is not None and type(tensor.data) is Tensor:
                 found.setdefault(tensor.untyped_storage().data_ptr(), []).append(f"{prefix}.{key}" if prefix else key)
     return found

@@ -33,7 +33,9 @@ class Neighbours:
     """What one forward showed."""
 
     calls: dict[nn.Module, list[Call]]
-    users: dict[int, dict[User, None]]  # of every result, what operations were done on it, by the layer they belong to; in order
+    users: dict[
+        int, dict[User, None]
+    ]  # of every result, what operations were done on it, by the layer they belong to; in order
     strays: dict[nn.Module, str]  # layers whose parameters or buffers an operation outside of them read, and it
     kept: frozenset[int]  # results that outlive the forward: returned, or held somewhere
     makers: dict[int, Call]

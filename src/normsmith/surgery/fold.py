@@ -188,6 +188,9 @@ class _Surgery:
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan]) -> None:
         norms = {plan.norm for plan in plans}
+        for plan in plans:
+            if plan.rest not in plan.norm._modules.values():
+                plan.rest.training = plan.norm.training
         self.done: tuple[Plan, ...] = ()
         self.taken_back = False
         self.slots = [
@@ -239,14 +242,16 @@ class _Surgery:
 
 def _write(layer: Weighted, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer these values; the parameters it has stay the objects they are."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         layer.weight.copy_(weight)
         if bias is None:
             layer.bias = None
-        elif layer.bias is None:
-            layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
-        else:
-            layer.bias.copy_(bias)
+            return
+        if layer.bias is None:
+            like = layer.weight
+            empty = torch.empty(bias.shape, dtype=like.dtype, device=like.device)
+            layer.bias = nn.Parameter(empty, requires_grad=like.requires_grad)
+        layer.bias.copy_(bias)
 
 
 def _refuse(model: nn.Module, norms: Sequence[nn.Module]) -> None:
