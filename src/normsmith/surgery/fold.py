@@ -1,23 +1,21 @@
 """`fold`: norms that are constants in evaluation go into the convolutions and linear layers beside them."""
 
-import io
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from normsmith.errors import ModelError
+from normsmith.surgery._console import as_text
 from normsmith.surgery._constant import Weighted, is_norm, is_weighted, storages
 from normsmith.surgery._models import expect_module, places, run, wrapper
 from normsmith.surgery._neighbours import watch
 from normsmith.surgery._plans import Plan, Planner
-from normsmith.surgery._rehearsal import Error, Rehearsal, copied, differences, is_rounding, outputs, trial
+from normsmith.surgery._trial import Error, Rehearsal, copied, differences, is_rounding, outputs, trial
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,7 @@ class Fold:
         for row in self.report:
             what = ", ".join(row.into) if row.into else f"left: {row.reason}"
             table.add_row(row.layer, row.kind, what, _number(row.error), _number(row.relative))
-        out = io.StringIO()
-        Console(file=out, width=max(100, shutil.get_terminal_size().columns)).print(table)
-        return out.getvalue().rstrip()
+        return as_text(table)
 
 
 def fold(model: nn.Module, example: Any) -> Fold:
