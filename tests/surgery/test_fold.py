@@ -435,6 +435,13 @@ def test_a_fused_activation_stays():
     assert list(model[5]) == [drop, act]
 
 
+def test_after_convert():
+    model = shaken(nn.Sequential(conv(), NormAct(C, nn.ReLU()), conv(), nn.BatchNorm2d(C)))
+    ns.convert(model, "frozen")
+    result = folds(model, image(), ["1.norm", "3"])
+    assert not result.left
+
+
 class FrozenElsewhere(nn.Module):
     """As torchvision's FrozenBatchNorm2d: nothing but four buffers and a formula."""
 
