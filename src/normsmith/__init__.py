@@ -32,6 +32,8 @@ _ELSEWHERE = {
     "unfreeze": "normsmith.surgery.freeze",
     "convert": "normsmith.surgery.convert",
     "Conversion": "normsmith.surgery.conversion",
+    "fold": "normsmith.surgery.fold",
+    "Fold": "normsmith.surgery.fold",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "synchronize": "normsmith.surgery.synchronize",

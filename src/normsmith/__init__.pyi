@@ -47,6 +47,8 @@ from normsmith.moments import Moments as Moments
 from normsmith.surgery.adapt import adapt as adapt
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert
+from normsmith.surgery.fold import Fold as Fold
+from normsmith.surgery.fold import fold as fold
 from normsmith.surgery.freeze import freeze as freeze
 from normsmith.surgery.freeze import unfreeze as unfreeze
 from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay

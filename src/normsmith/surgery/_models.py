@@ -15,16 +15,21 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def refuse_wrapped(model: nn.Module, verb: str) -> None:
     """Raise for a model inside a wrapper that keeps its own record of modules or parameters: an edit would pass it by."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{verb} expects a torch.nn.Module: got {type(model).__name__}; pass the model itself")
+    expect_module(model, verb)
     for name, module in model.named_modules():
-        kind, inside = _wrapper(module)
+        kind, inside = wrapper(module)
         if kind:
             what = "the model" if name == "" else f"module {name!r}"
             raise ModelError(f"{verb} expects a bare model: got {what} {kind}; {verb} {inside}, and wrap it again afterwards")
 
 
-def _wrapper(module: nn.Module) -> tuple[str, str]:
+def expect_module(model: object, verb: str) -> None:
+    """Raise for what is no model at all."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{verb} expects a torch.nn.Module: got {type(model).__name__}; pass the model itself")
+
+
+def wrapper(module: nn.Module) -> tuple[str, str]:
     """How a module is wrapped, and where what is inside it can be found; empty if it is not."""
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit", "the Python module it was made of"
