@@ -418,6 +418,19 @@ def test_one_step_of_training(case):
     assert losses[-1] < losses[0]
 
 
+@every_case_and_backend
+def test_what_follows_may_write_to_the_output(case, backend):
+    layer = case.make()
+    again = copy.deepcopy(layer)
+    x = example((4, CHANNELS, 5, 6)).requires_grad_()
+    extra = layer.example_inputs(x)
+    with ns.backend(backend):
+        torch.relu(layer(x, **extra)).sum().backward()
+        expected, x.grad = x.grad, None
+        torch.relu_(again(x, **extra)).sum().backward()  # nn.ReLU(inplace=True), as in most residual networks
+    assert_same(x.grad, expected)
+
+
 @every_case
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_on_the_meta_device(case, training):

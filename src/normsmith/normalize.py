@@ -215,7 +215,8 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, step: _Pass, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.step = step
         ctx.save_for_backward(x, *tensors)
-        return step.forward(backend_for(x), x, tensors)
+        # Without `data` it is a view of its cut form, and torch refuses to let nn.ReLU(inplace=True) write to a view that a Function made.
+        return step.forward(backend_for(x), x, tensors).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
