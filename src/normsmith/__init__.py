@@ -9,6 +9,7 @@ from typing import Any
 from normsmith.errors import (
     BackendError,
     CaptureError,
+    DependencyError,
     InputError,
     ModelError,
     NormsmithError,
@@ -41,6 +42,7 @@ _ELSEWHERE = {
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",
     "CaptureError",
+    "DependencyError",
     "Entry",
     "InputError",
     "ModelError",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normsmith.errors import InputError
+from normsmith.errors import DependencyError, InputError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
 _PREFIX, _COMPILED = "module.", "_orig_mod"
@@ -44,7 +44,7 @@ def _file(path: Path) -> Mapping[str, Any]:
             from safetensors import SafetensorError  # noqa: PLC0415  (optional)
             from safetensors.torch import load_file  # noqa: PLC0415
         except ImportError:
-            raise InputError(f"load_bridged expects safetensors to read {path.name!r}: pip install safetensors") from None
+            raise DependencyError(f"load_bridged expects safetensors to read {path.name!r}: pip install safetensors") from None
         try:
             tensors: Mapping[str, Any] = load_file(path)
         except (SafetensorError, OSError) as error:
