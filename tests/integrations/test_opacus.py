@@ -27,7 +27,12 @@ def opacus(monkeypatch):
 def net(norm=None):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), norm or nn.BatchNorm2d(8, eps=1e-3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        nn.Conv2d(3, 8, 3),
+        norm or nn.BatchNorm2d(8, eps=1e-3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
     )
     with torch.no_grad():
         for tensor in model[1].state_dict().values():
@@ -110,7 +115,12 @@ def test_a_private_step(opacus):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, optimizer, loader = opacus.PrivacyEngine().make_private(
-            module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0, poisson_sampling=False
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            poisson_sampling=False,
         )
         before = [p.detach().clone() for p in model.parameters()]
         for x, y in loader:

@@ -53,7 +53,11 @@ def stand_in():
         kind = {"silu": nn.SiLU, "relu": nn.ReLU}[name] if isinstance(name, str) else name
         return None if kind is None else kind(inplace=inplace, **options)
 
-    layers.create_act_layer, layers.get_norm_layer, layers.get_norm_act_layer = create_act_layer, get_norm_layer, get_norm_act_layer
+    layers.create_act_layer, layers.get_norm_layer, layers.get_norm_act_layer = (
+        create_act_layer,
+        get_norm_layer,
+        get_norm_act_layer,
+    )
     return {m.__name__: m for m in (timm, layers, norms, acts)}
 
 
@@ -105,7 +109,11 @@ def test_whole_models():
     if timm is None:
         pytest.skip("timm cannot be imported here; it needs torchvision")
     ns.register_with_timm()
-    for name, kind in (("resnet18", ns.SwitchableNorm), ("efficientnet_b0", ns.SwitchableNorm), ("regnetx_002", ns.SwitchableNorm)):
+    for name, kind in (
+        ("resnet18", ns.SwitchableNorm),
+        ("efficientnet_b0", ns.SwitchableNorm),
+        ("regnetx_002", ns.SwitchableNorm),
+    ):
         model = timm.create_model(name, norm_layer="switchable", num_classes=3)
         assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         assert [m for m in model.modules() if isinstance(m, kind)]

@@ -8,14 +8,14 @@ from torch import nn
 class BasicBlock(nn.Module):
     """torchvision's: one ReLU module, used twice."""
 
-    def __init__(self, before, planes, stride=1, downsample=None, squeeze=False, groups=1):
+    def __init__(self, before, planes, stride=1, downsample=None, attention=None, groups=1):
         super().__init__()
         self.conv1 = nn.Conv2d(before, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.se = Squeeze(planes) if squeeze else None
+        self.se = None if attention is None else attention(planes)
         self.downsample = downsample
 
     def forward(self, x):
@@ -39,6 +39,18 @@ class Squeeze(nn.Module):
     def forward(self, x):
         n, c, _, _ = x.size()
         return x * self.fc(self.pool(x).view(n, c)).view(n, c, 1, 1)
+
+
+class ChannelAttention(nn.Module):
+    """Efficient channel attention: a convolution along the channels, with one of its own."""
+
+    def __init__(self, planes):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return x * weights.transpose(1, 2).unsqueeze(-1)
 
 
 class PreActivated(nn.Module):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from helpers import assert_same
-from surgery.lookalikes import BasicBlock, DenseNet, PreActivated, ResNet
+from surgery.lookalikes import BasicBlock, ChannelAttention, DenseNet, PreActivated, ResNet, Squeeze
 from torch import nn
 
 import normsmith as ns
@@ -44,7 +44,7 @@ def monai_nets():
 A = {
     "resnet": (ResNet, [f"layer{i}.{j}.bn1" for i in (1, 2, 3) for j in (0, 1)]),
     "resnext": (lambda: ResNet(groups=2), [f"layer{i}.{j}.bn1" for i in (1, 2, 3) for j in (0, 1)]),
-    "se-resnet": (lambda: ResNet(squeeze=True), [f"layer{i}.{j}.bn1" for i in (1, 2, 3) for j in (0, 1)]),
+    "se-resnet": (lambda: ResNet(attention=Squeeze), [f"layer{i}.{j}.bn1" for i in (1, 2, 3) for j in (0, 1)]),
     "pre-activated": (lambda: ResNet(PreActivated), [f"layer{i}.{j}.bn1" for i in (1, 2, 3) for j in (0, 1)]),
     "three stages": (lambda: ResNet(widths=(4, 6, 8), depth=1), ["layer1.0.bn1", "layer2.0.bn1"]),
     "densenet": (
@@ -171,7 +171,9 @@ class WithInstance(nn.Module):
         return torch.relu(self.norm(out + (x if b.downsample is None else b.downsample(x))))
 
 
-@pytest.mark.parametrize("options", [{}, {"squeeze": True}, {"block": PreActivated}, {"depth": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": Squeeze}, {"attention": ChannelAttention}, {"block": PreActivated}, {"depth": 1}]
+)
 def test_b_equals_a_net_written_by_hand(options):
     model = trained(ResNet(**options))
     expected = copy.deepcopy(model)

@@ -24,7 +24,7 @@ class Block:
     parent: str  # the module that holds it: blocks with the same parent are a stage
     join: Literal["add", "cat"]
     norms: tuple[str, ...]  # those of the branch with the convolutions, in the order in which they run
-    channels: int | None  # what its last convolution gives
+    channels: int | None  # of what that branch gives
 
 
 class _Tracer(fx.Tracer):
@@ -101,9 +101,19 @@ def _described(block: nn.Module, name: str, parent: str, join: Literal["add", "c
     branches = [_before(node) | {node} for node in _inputs(end)]
     main = max(branches, key=lambda nodes: len(_modules(block, nodes, _ConvNd)))
     ordered = [node for node in graph.nodes if node in main]
-    convs = _modules(block, ordered, _ConvNd)
     norms = tuple(str(node.target) for node in ordered if node.op == "call_module" and is_norm(_target(block, node)))
-    return Block(name, parent, join, norms, convs[-1].out_channels if convs else None)
+    return Block(name, parent, join, norms, _channels(_modules(block, ordered, nn.Module)))
+
+
+def _channels(modules: list[nn.Module]) -> int | None:
+    """What the last convolution or norm gives, leaving aside those of attention: of another rank, or of one channel."""
+    kind = next((type(module) for module in modules if isinstance(module, _ConvNd)), None)
+    sizes = [
+        m.out_channels if isinstance(m, _ConvNd) else getattr(m, "num_features", 1)
+        for m in modules
+        if type(m) is kind or is_norm(m)
+    ]
+    return next((size for size in reversed(sizes) if isinstance(size, int) and size > 1), None)
 
 
 def _output(graph: fx.Graph) -> fx.Node:

@@ -26,7 +26,7 @@ def place_ibn(model: nn.Module, variant: Literal["a", "b"]) -> list[str]:
     - `"a"`: the first norm of the convolution branch of every residual block becomes `ns.IBN`, half of its channels instance norm, in the
       first three stages. In a DenseNet it is the first norm of every third layer of a stage, with a ratio of 0.4, as the authors do.
     - `"b"`: an instance norm with weight 1 and bias 0 comes behind the addition of the last block of the first two stages, before its
-      ReLU, and the norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer.
+      ReLU, and the first norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer.
 
     The last stage stays as it is, whatever the number of stages. A block is a module whose forward adds its input, or what a shortcut makes
     of it, to a branch with convolutions; blocks with the same parent are a stage. Replaced batch norms give their weight and bias (the same
@@ -77,7 +77,7 @@ def _variant_b(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Mod
     first = stages[0][0].name
     names = [name for name, module in model.named_modules() if name == first or is_norm(module)]
     stem = names[: names.index(first)]
-    new = [(norm, _instance(norm)) for norm in (_batch_norm(model, name) for name in stem[-1:])]
+    new = [(norm, _instance(norm)) for norm in (_batch_norm(model, name) for name in stem[:1])]
     return [*new, *((model.get_submodule(block.name), _with_norm(model.get_submodule(block.name), block)) for block in last)]
 
 
