@@ -156,6 +156,13 @@ def test_official_weights_into_batch_norm_leave_the_logits_out():
     assert layer.initial == ("num_batches_tracked",)
 
 
+def test_another_name_is_taken_only_where_it_is_free():
+    model = net(ns.GroupNorm)
+    model.add_module("sn1", ns.GroupNorm(6))
+    with pytest.raises(ns.InputError, match=r"sn1\.\* missing"):
+        ns.load_bridged(model, TRAINED.state_dict())
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers(prefix):
     model = net(ns.GroupNorm)

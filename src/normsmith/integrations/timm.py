@@ -74,7 +74,7 @@ def _with_activation(entry: Entry) -> type[Any]:
     """The method's class with an activation, the same one every time; a pickle finds it by its name in this module."""
     name = f"{entry.class_name}Act"
     if name not in globals():
-        globals()[name] = type(name, (_Activated, entry.load()), {"__module__": __name__, "__doc__": _Activated.__doc__})
+        globals()[name] = type(name, (_Activated, entry.load()), {"__doc__": _Activated.__doc__})
     made: type[Any] = globals()[name]
     return made
 

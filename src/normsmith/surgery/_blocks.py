@@ -102,18 +102,8 @@ def _described(block: nn.Module, name: str, parent: str, join: Literal["add", "c
     main = max(branches, key=lambda nodes: len(_modules(block, nodes, _ConvNd)))
     ordered = [node for node in graph.nodes if node in main]
     norms = tuple(str(node.target) for node in ordered if node.op == "call_module" and is_norm(_target(block, node)))
-    return Block(name, parent, join, norms, _channels(_modules(block, ordered, nn.Module)))
-
-
-def _channels(modules: list[nn.Module]) -> int | None:
-    """What the last convolution or norm gives, leaving aside those of attention: of another rank, or of one channel."""
-    kind = next((type(module) for module in modules if isinstance(module, _ConvNd)), None)
-    sizes = [
-        m.out_channels if isinstance(m, _ConvNd) else getattr(m, "num_features", 1)
-        for m in modules
-        if type(m) is kind or is_norm(m)
-    ]
-    return next((size for size in reversed(sizes) if isinstance(size, int) and size > 1), None)
+    sizes = [conv.out_channels for conv in _modules(block, ordered, _ConvNd) if conv.out_channels > 1]  # 1: attention's
+    return Block(name, parent, join, norms, sizes[-1] if sizes else None)
 
 
 def _output(graph: fx.Graph) -> fx.Node:
