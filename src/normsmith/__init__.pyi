@@ -47,10 +47,17 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.surgery.adapt import adapt as adapt
+from normsmith.surgery.conversion import Conversion as Conversion
+from normsmith.surgery.convert import convert as convert
+from normsmith.surgery.freeze import freeze as freeze
+from normsmith.surgery.freeze import unfreeze as unfreeze
 from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay
 from normsmith.surgery.link import link as link
 from normsmith.surgery.load_bridged import load_bridged as load_bridged
+from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
+from normsmith.surgery.recalibrate import recalibrate as recalibrate
 from normsmith.surgery.synchronize import synchronize as synchronize
 
 __version__: str

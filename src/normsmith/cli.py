@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -64,6 +64,38 @@ def show(method: str) -> None:
     print(f"{entry.name}: ns.{entry.class_name}, family {entry.family}\n")
     print(entry.card())
     print(f"\nLeaves the output unchanged: {', '.join(sorted(entry.invariances)) or 'nothing'} of the input.")
+
+
+@app.command
+def convert(
+    model: str,
+    *,
+    to: list[str],
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    example: str | None = None,
+    keep: Literal["weights", "function"] = "weights",
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Print what `ns.convert` would do to a model, layer by layer.
+
+    Parameters
+    ----------
+    model
+        package.module:factory, path/to/file.py:factory, hf:ID, timm:NAME or torchvision:NAME.
+    to
+        A method such as group:num_groups=8; or PART=METHOD, as often as needed, PART a name or re:PATTERN, METHOD also none.
+    dry_run
+        Needed: models are code, so a converted one is kept by converting it in yours.
+    example
+        The shape of an input such as 2x3x224x224, filled with random numbers: then errors are measured too.
+    keep
+        What to keep of the layers: weights, or function, fitted on the example.
+    as_json
+        Print the report as JSON.
+    """
+    from normsmith.surgery import rehearsal
+
+    print(rehearsal.rehearse(model, to, dry_run, example, keep, as_json), end="")
 
 
 @app.command

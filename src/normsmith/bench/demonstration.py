@@ -8,9 +8,10 @@ from rich.table import Table
 
 from normsmith.bench import record
 from normsmith.bench.subjects import Subject, contestants, subjects
-from normsmith.bench.tables import follow, number
+from normsmith.bench.tables import number
 from normsmith.bench.timing import interleave
 from normsmith.methods.catalog import catalog, make
+from normsmith.surgery._console import follow
 
 SHAPES: list[tuple[int, ...]] = [(32, 64, 56, 56), (128, 256, 8, 8), (8, 64, 8, 8)]
 

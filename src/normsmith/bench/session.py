@@ -13,6 +13,7 @@ from normsmith.bench.subjects import LAYOUTS, MODES, SHAPES, parse_shape, subjec
 from normsmith.errors import OptionError
 from normsmith.kernels import choose
 from normsmith.methods.catalog import catalog, find
+from normsmith.surgery._console import follow
 
 NETWORK_ROUNDS = 4  # for each round of the rest: a difference of two steps is noisier than a time
 
@@ -49,7 +50,7 @@ def run(
     rows: list[suite.Row] = []
     unsaved: list[suite.Row] = []
     done = suite.run(plan, rounds, oracles if oracles.is_dir() else None, backend)
-    for row in tables.follow(done, len(plan), "measuring", console):
+    for row in follow(done, len(plan), "measuring", console):
         if save and unsaved and unsaved[-1].shape != row.shape:
             record.append(save / "cpu.csv", unsaved)
             unsaved = []

@@ -1,16 +1,12 @@
 """Rows on a terminal: a table where there is one, plain lines where there is not."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from normsmith.bench.network import NetworkRow
 from normsmith.bench.suite import Row
 
-Item = TypeVar("Item")
 HEADINGS = ("method", "shape", "layout", "mode", "ms", "× batch norm", "× torch's own", "× formula", "copy speed", "memory")
 
 
@@ -59,13 +55,3 @@ def network_table(rows: Sequence[NetworkRow]) -> Table:
     for row in rows:
         found.add_row(row.method, row.layout, number(row.cost_ms, 1), number(row.to_batch), f"{row.low:.2f} to {row.high:.2f}")
     return found
-
-
-def follow(items: Iterable[Item], total: int, what: str, console: Console) -> Iterator[Item]:
-    """Pass the items on while showing how many are done: a bar on a terminal, nothing extra elsewhere."""
-    if not console.is_terminal:
-        yield from items
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(items, total=total, description=what)

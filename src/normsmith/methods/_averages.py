@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
-from normsmith.methods._running import RunningNormalizer
+from normsmith.methods._running import BUFFERS, RunningNormalizer
 from normsmith.moments import Moments
 
 
@@ -29,7 +29,9 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
     Frozen layers, and layers that see no batch, keep what they have; after an error all do.
     """
     one_of("collecting", "variance", variance, ("total", "within"))
-    layers = [m for m in model.modules() if isinstance(m, RunningNormalizer) and m.running_mean is not None]
+    layers = [
+        m for m in model.modules() if isinstance(m, RunningNormalizer) and m.running_mean is not None and m.running_mean.numel()
+    ]
     if any(layer.collected is not None for layer in layers):
         raise OptionError("collecting expects a model that is not collecting already: got one inside another block; use one")
     modes = [layer.training for layer in layers]
@@ -41,22 +43,23 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
             layer.training = True
         yield
         for layer in layers:
-            _finish(layer)
+            assert layer.collected is not None
+            settle(layer, layer.collected, layer.collects_within)
     finally:
         for layer, mode in zip(layers, modes, strict=True):
             layer.training = mode
             layer.collected = None
 
 
-def _finish(layer: RunningNormalizer) -> None:
-    """Bring what was collected to where evaluation reads it."""
-    assert layer.collected is not None
-    assert layer.num_batches_tracked is not None
-    mean, var, count, batches = layer.collected.unbind(0)
-    var = var if layer.collects_within else Moments(mean, var, count).unbiased()
+def settle(layer: nn.Module, collected: Tensor, within: bool) -> None:
+    """Bring mean, variance, count and number of some batches to where evaluation reads them; `within` as in `collecting`."""
+    mean, var, count, batches = collected.unbind(0)
+    var = var if within else Moments(mean, var, count).unbiased()
+    number = batches.max().long()
+    new = {"running_mean": mean, "running_var": var, "num_batches_tracked": number}
     with torch.no_grad():
-        for running, new in ((layer.running_mean, mean), (layer.running_var, var)):
+        for key in BUFFERS:
+            running, value = layer._buffers[key], new[key]
             assert running is not None
-            running.copy_(torch.where(count > 0, new.to(running.dtype), running))
-        number = batches.max().long()
-        layer.num_batches_tracked.copy_(torch.where(number > 0, number, layer.num_batches_tracked))
+            seen = number > 0 if value is number else count > 0
+            running.copy_(torch.where(seen, value.to(running.dtype), running))

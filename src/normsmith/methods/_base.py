@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class Normalizer(nn.Module):
     """
 
     takes_empty = False  # in training: only where other ranks may have data
+    parameter_kinds: ClassVar[dict[str, str]] = {"weight": "affine", "bias": "affine"}  # a method adds its own: `_kinds.KINDS`
+    takes_shape: ClassVar[bool] = False  # whether num_features may be a sequence of trailing sizes
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -28,13 +30,12 @@ class Normalizer(nn.Module):
         eps: float | None,
         affine: bool,
         bias: bool = True,
-        takes_shape: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.num_features = _features(num_features, takes_shape, name)
+        self.num_features = _features(num_features, self.takes_shape, name)
         if eps is not None and not eps > 0:
             raise OptionError(
                 f"{name} expects eps above zero, to divide by on a constant channel: got eps={eps!r}; try eps=1e-5"

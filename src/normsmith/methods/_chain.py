@@ -6,7 +6,7 @@ deep copy of a model links the copies, and the replicas of DataParallel, which s
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,8 @@ class Filter(nn.Module):
     mean' = E mean, var' = (E*E) var + R (full: E var E^T + R); then a step q from the prediction to the observation, which is exactly the
     mean and the variance of the mixture of both with weights 1 - q and q.
     """
+
+    parameter_kinds: ClassVar[dict[str, str]] = {"transition": "transitions", "raw_noise": "floors", "raw_gain": "logits"}
 
     def __init__(self, outputs: int, inputs: int, gain: float, like: Tensor, *, matrix: bool = True) -> None:
         super().__init__()

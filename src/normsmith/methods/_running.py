@@ -104,6 +104,10 @@ class RunningNormalizer(Normalizer):
         """The shape of the running mean and variance; of several sets of them, each counts its own batches."""
         return (self.num_features,)
 
+    def part_of(self, statistic: Tensor) -> Tensor:
+        """What of a batch norm's running mean or variance this layer would keep."""
+        return statistic
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         write_out_signature(cls, RunningNormalizer)

@@ -16,7 +16,7 @@ Reference: Nam and Kim, "Batch-Instance Normalization for Adaptively Style-Invar
 
 import math
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class BatchInstanceNorm(RunningNormalizer):
     """Batch-instance norm over (N, C, *spatial), at least one spatial dimension; the card is `normsmith show batch_instance`."""
 
     rho: nn.Parameter
+    parameter_kinds: ClassVar[dict[str, str]] = {"rho": "logits"}
 
     def __init__(self, num_features: int, *, initial: float = 1.0, **running: Unpack[Running]) -> None:
         if not 0 <= initial <= 1:

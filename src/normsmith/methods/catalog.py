@@ -228,14 +228,17 @@ def make(method: str | type[Any] | Callable[..., Any], num_features: int, **opti
     """
     if not isinstance(method, str):
         return method(num_features, **options)
-    name, _, written = method.partition(":")
-    cls = find(name.strip()).load()
-    return cls(num_features, **_checked({**_options(method, written), **options}, cls))
+    entry, written = parse(method)
+    cls = entry.load()
+    return cls(num_features, **_checked({**written, **options}, cls))
 
 
-def _options(method: str, written: str) -> dict[str, Any]:
+def parse(method: str) -> tuple[Entry, dict[str, Any]]:
+    """The entry and the options of what `make` takes: "group:num_groups=8,eps=1e-3"."""
+    name, _, options = method.partition(":")
     found: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in written.split(","))):
+    entry = find(name.strip())
+    for item in filter(None, (part.strip() for part in options.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not key.isidentifier():
             raise OptionError(f"a method expects options as name:key=value,key=value: got {item!r} in {method!r}")
@@ -243,7 +246,7 @@ def _options(method: str, written: str) -> dict[str, Any]:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[key] = value
-    return found
+    return entry, _checked(found, entry.load()) if found else {}
 
 
 def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Style", ICLR 2017.
 """
 
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,7 @@ class ConditionalNorm(RunningNormalizer):
 
     weight_map: nn.Parameter | None
     bias_map: nn.Parameter | None
+    parameter_kinds: ClassVar[dict[str, str]] = {"weight_map": "maps", "bias_map": "maps"}
 
     def __init__(
         self,

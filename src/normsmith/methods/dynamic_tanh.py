@@ -12,7 +12,7 @@ learned has to differ between channels.
 Reference: Zhu, Chen, He, LeCun and Liu, "Transformers without Normalization", CVPR 2025.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class DynamicTanh(Normalizer):
     """Dynamic tanh over (N, C, *spatial); the card is `normsmith show dynamic_tanh`."""
 
     alpha: nn.Parameter
+    parameter_kinds: ClassVar[dict[str, str]] = {"alpha": "slopes"}
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ Fails when: as batch norm, on small batches; x is far from zero; a single positi
 Reference: Liu, Brock, Simonyan and Le, "Evolving Normalization-Activation Layers", NeurIPS 2020.
 """
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class EvoNormB0(RunningNormalizer):
     """EvoNorm-B0 over (N, C, *spatial), its activation included; the card is `normsmith show evo_b0`."""
 
     v: nn.Parameter
+    parameter_kinds: ClassVar[dict[str, str]] = {"v": "slopes"}
 
     def __init__(self, num_features: int, **running: Unpack[Running]) -> None:
         super().__init__(num_features, **running)

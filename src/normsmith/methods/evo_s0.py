@@ -13,7 +13,7 @@ Reference: Liu, Brock, Simonyan and Le, "Evolving Normalization-Activation Layer
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class EvoNormS0(Normalizer):
     num_features: int
     eps: float
     v: nn.Parameter
+    parameter_kinds: ClassVar[dict[str, str]] = {"v": "slopes"}
 
     def __init__(
         self,

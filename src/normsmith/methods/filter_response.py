@@ -17,7 +17,7 @@ Networks", CVPR 2020.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class FilterResponseNorm(Normalizer):
     eps: float
     tau: nn.Parameter | None
     learned_eps: nn.Parameter | None
+    parameter_kinds: ClassVar[dict[str, str]] = {"tau": "thresholds", "learned_eps": "floors"}
 
     def __init__(
         self,

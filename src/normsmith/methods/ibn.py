@@ -75,6 +75,9 @@ class IBN(RunningNormalizer):
     def statistics_shape(self) -> tuple[int, ...]:
         return (self.num_features - self.instance_features,)
 
+    def part_of(self, statistic: Tensor) -> Tensor:
+        return statistic[self.instance_features :].clone()
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)

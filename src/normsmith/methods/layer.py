@@ -36,6 +36,7 @@ def mix(cells: Moments, batch: None, weight: Tensor | None, bias: Tensor | None,
 class LayerNorm(Normalizer):
     """Layer norm over (N, C, *spatial), or over trailing dimensions; the card is `normsmith show layer`."""
 
+    takes_shape = True
     eps: float
 
     def __init__(
@@ -48,7 +49,7 @@ class LayerNorm(Normalizer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, bias=bias, takes_shape=True, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)

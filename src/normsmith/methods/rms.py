@@ -33,6 +33,8 @@ def mix(cells: Moments, batch: None, weight: Tensor | None, *, eps: float) -> St
 class RMSNorm(Normalizer):
     """RMS norm over (N, C, *spatial), or over trailing dimensions; the card is `normsmith show rms`."""
 
+    takes_shape = True
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -42,7 +44,7 @@ class RMSNorm(Normalizer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, bias=False, takes_shape=True, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)

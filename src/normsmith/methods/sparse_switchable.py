@@ -18,7 +18,7 @@ Reference: Shao et al., "SSN: Learning Sparse Switchable Normalization via Spars
 """
 
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class SparseSwitchableNorm(RunningNormalizer):
     radius: Tensor
     mean_fixed: Tensor
     var_fixed: Tensor
+    parameter_kinds: ClassVar[dict[str, str]] = {"mean_weight": "logits", "var_weight": "logits"}
 
     def __init__(self, num_features: int, *, use_batch: bool = True, instance: bool = True, **running: Unpack[Running]) -> None:
         if not use_batch:

@@ -19,7 +19,7 @@ Reference: Luo et al., "Differentiable Learning-to-Normalize via Switchable Norm
 """
 
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ def _unbiased_batch(cells: Moments, parts: tuple[str, ...]) -> Moments:
 
 class SwitchableNorm(RunningNormalizer):
     """Switchable norm over (N, C, *spatial), for any number of spatial dimensions; the card is `normsmith show switchable`."""
+
+    parameter_kinds: ClassVar[dict[str, str]] = {"mean_weight": "logits", "var_weight": "logits"}
 
     def __init__(
         self,

@@ -1,0 +1,101 @@
+"""What a layer of anyone's model computes, in the terms of the catalog: known by its type, or by its behaviour."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from normsmith.methods._base import Normalizer
+from normsmith.methods.catalog import CATALOG
+from normsmith.surgery import _probe
+from normsmith.surgery._source import NotUnderstoodError, Source, tensors
+from normsmith.surgery.adapted import Adapted
+
+
+def recognise(module: nn.Module) -> Source | None:
+    """What a module computes, None if it is no normalizer; raises `NotUnderstoodError` with the reason if it seems to be one."""
+    kind: Any = parametrize.type_before_parametrizations(module)
+    if isinstance(module, Adapted):
+        inner = recognise(module.norm)
+        return inner and replace(
+            inner, channels_last=module.channels_last or inner.channels_last, drop=module.drop, act=module.act
+        )
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() and hasattr(module, "num_features"):
+        raise NotUnderstoodError("its number of channels is not known before the model has run; run it once on a batch")
+    if issubclass(kind, Normalizer):
+        return _ours(module, kind)
+    for base, read in _TORCH.items():
+        if kind is base or (issubclass(kind, base) and kind.forward is base.forward and not module._modules):
+            return read(module)
+    return _probe.recognise(module, kind) if _looks_like_one(module, kind) else None
+
+
+def _ours(module: nn.Module, kind: type[nn.Module]) -> Source:
+    entry = next((entry for entry in CATALOG.values() if entry.class_name == kind.__name__ and entry.load() is kind), None)
+    if entry is None:
+        raise NotUnderstoodError(f"{kind.__name__} is a normalizer of ours that is changed or not in the catalog")
+    if _needs_more(kind):
+        raise NotUnderstoodError(f"{kind.__name__} takes a second input, which no other layer would")
+    assert isinstance(module, Normalizer)
+    size = module.num_features
+    if isinstance(size, tuple) and len(size) == 1:  # trailing channels
+        return Source(entry.name, size[0], module.options(), tensors(module), channels_last=True)
+    return Source(entry.name, size, module.options(), tensors(module))
+
+
+def _needs_more(kind: type[nn.Module]) -> bool:
+    return kind.example_inputs is not Normalizer.example_inputs  # type: ignore[attr-defined]
+
+
+def _batch(module: Any, method: str = "batch") -> Source:
+    options = {key: getattr(module, key) for key in ("eps", "momentum", "affine", "track_running_stats")}
+    beyond = ("process_group: call ns.synchronize",) if isinstance(module, nn.SyncBatchNorm) else ()
+    return Source(method, module.num_features, options, tensors(module), beyond=beyond)
+
+
+def _group(module: Any) -> Source:
+    options = {"num_groups": module.num_groups, "eps": module.eps, "affine": module.affine}
+    return Source("group", module.num_channels, options, tensors(module))
+
+
+def _trailing(module: Any, method: str) -> Source:
+    shape = tuple(module.normalized_shape)
+    options = {"eps": module.eps, "affine": module.elementwise_affine}
+    if method == "layer" and module.elementwise_affine and module.bias is None:
+        options["bias"] = False
+    if len(shape) == 1:
+        return Source(method, shape[0], options, tensors(module), channels_last=True)
+    return Source(method, shape, options, tensors(module))
+
+
+def _response(module: Any) -> Source:
+    raise NotUnderstoodError("it holds no number of channels; give one with ns.make and replace it by hand")
+
+
+_instance = functools.partial(_batch, method="instance")
+_TORCH: dict[type[nn.Module], Callable[[Any], Source]] = {
+    nn.BatchNorm1d: _batch,
+    nn.BatchNorm2d: _batch,
+    nn.BatchNorm3d: _batch,
+    nn.SyncBatchNorm: _batch,
+    nn.InstanceNorm1d: _instance,
+    nn.InstanceNorm2d: _instance,
+    nn.InstanceNorm3d: _instance,
+    nn.GroupNorm: _group,
+    nn.LayerNorm: functools.partial(_trailing, method="layer"),
+    nn.RMSNorm: functools.partial(_trailing, method="rms"),
+    nn.LocalResponseNorm: _response,
+}
+
+
+def _looks_like_one(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer calls itself a norm, or keeps running statistics, and is not merely a container of such layers."""
+    own = module._parameters.keys() | module._buffers.keys()
+    named = "norm" in kind.__name__.lower() and (bool(own) or not module._modules)
+    return (named or {"running_mean", "running_var"} <= own or issubclass(kind, tuple(_TORCH))) and not any(
+        isinstance(child, Normalizer) or type(child) in _TORCH for child in module.modules() if child is not module
+    )
