@@ -26,6 +26,8 @@ FLOORS = [
     "pointwise",
     "methods",
     "surgery",
+    "locate",
+    "integrations",
     "bench",
     "cli",
     "__main__",

@@ -9,6 +9,7 @@ from typing import Any
 from normsmith.errors import (
     BackendError,
     CaptureError,
+    DependencyError,
     InputError,
     ModelError,
     NormsmithError,
@@ -36,6 +37,10 @@ _ELSEWHERE = {
     "Fold": "normsmith.surgery.fold",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
+    "load_bridged": "normsmith.surgery.load_bridged",
+    "load_model": "normsmith.locate",
+    "place_ibn": "normsmith.surgery.place_ibn",
+    "register_with_timm": "normsmith.integrations.timm",
     "synchronize": "normsmith.surgery.synchronize",
     "collecting": "normsmith.methods._averages",
     "sparsestmax": "normsmith.methods._sparsestmax",
@@ -46,6 +51,7 @@ _ELSEWHERE = {
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",
     "CaptureError",
+    "DependencyError",
     "Entry",
     "InputError",
     "ModelError",

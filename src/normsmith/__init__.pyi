@@ -2,6 +2,7 @@
 
 from normsmith.errors import BackendError as BackendError
 from normsmith.errors import CaptureError as CaptureError
+from normsmith.errors import DependencyError as DependencyError
 from normsmith.errors import InputError as InputError
 from normsmith.errors import ModelError as ModelError
 from normsmith.errors import NormsmithError as NormsmithError
@@ -9,7 +10,9 @@ from normsmith.errors import OptionError as OptionError
 from normsmith.errors import SynchronizationError as SynchronizationError
 from normsmith.errors import TooFewValuesError as TooFewValuesError
 from normsmith.errors import UnknownMethodError as UnknownMethodError
+from normsmith.integrations.timm import register_with_timm as register_with_timm
 from normsmith.kernels.choose import backend as backend
+from normsmith.locate import load_model as load_model
 from normsmith.methods._averages import collecting as collecting
 from normsmith.methods._schedules import step_schedules as step_schedules
 from normsmith.methods._sparsestmax import sparsestmax as sparsestmax
@@ -53,7 +56,9 @@ from normsmith.surgery.freeze import freeze as freeze
 from normsmith.surgery.freeze import unfreeze as unfreeze
 from normsmith.surgery.gamma_decay import gamma_decay as gamma_decay
 from normsmith.surgery.link import link as link
+from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
+from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
 from normsmith.surgery.synchronize import synchronize as synchronize
 

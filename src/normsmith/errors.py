@@ -6,6 +6,7 @@ NormsmithError
 ├── InputError (ValueError)           a tensor of the wrong shape, type or size
 │   └── TooFewValuesError             a statistic of a single element: the message names the cures
 ├── ModelError (ValueError)           a model that cannot be edited as it is: wrapped, without normalizers, changed since
+├── DependencyError (ImportError)      an optional package is not installed, or too old
 ├── CaptureError (RuntimeError)       a `mix` used a tensor it was not given, which would silently get no gradient
 ├── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
 └── SynchronizationError (RuntimeError)  a collective of synchronised statistics failed: a rank died, or did not take part
@@ -34,6 +35,10 @@ class TooFewValuesError(InputError):
 
 class ModelError(NormsmithError, ValueError):
     """A model that cannot be edited as it is."""
+
+
+class DependencyError(NormsmithError, ImportError):
+    """An optional package that is not there, or does not have what is needed of it."""
 
 
 class CaptureError(NormsmithError, RuntimeError):

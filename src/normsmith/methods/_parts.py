@@ -11,10 +11,15 @@ Ratios = dict[str, dict[str, float]]
 
 
 def blend_parts(
-    cells: Moments, batch: Moments | None, mean_ratios: Tensor, var_ratios: Tensor, parts: tuple[str, ...]
+    cells: Moments,
+    batch: Moments | None,
+    mean_ratios: Tensor,
+    var_ratios: Tensor,
+    parts: tuple[str, ...],
+    layer: Moments | None = None,
 ) -> Blend:
-    """Those of the three statistics that `parts` names, in these proportions."""
-    sources = {"instance": cells, "layer": cells.pool(1) if "layer" in parts else None, "batch": batch}
+    """Those of the three statistics that `parts` names, in these proportions; that of the layer is pooled here unless given."""
+    sources = {"instance": cells, "layer": layer or (cells.pool(1) if "layer" in parts else None), "batch": batch}
     return Moments.blend([m for m in map(sources.get, parts) if m is not None], mean_ratios, var_ratios)
 
 

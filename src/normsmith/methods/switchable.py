@@ -9,7 +9,8 @@ layer and batch), which is the form for (N, C); a layer that has it takes (N, C)
 Differs from batch norm: learns which statistics to use, and keeps working for small batches, down to one element per channel (which
 then moves no running statistics). Differs from the lecture: that adds up standard deviations and leaves out eps; the paper and the code
 add variances. Differs from the authors' code: its instance variance is unbiased and spreads into the other two as if it were biased
-(`unbiased=True` does that, for comparisons; 8e-2 apart on 5x5 maps; theirs is NaN at a single position, here the variance is then 0); its
+(`unbiased=True` does that, for comparisons; 8e-2 apart on 5x5 maps; theirs is NaN at a single position, here the variance is then 0; for
+(N, C) their variances of layer and batch are unbiased, so with `instance=False` these are); its
 momentum is 0.1 for images and 0.003 for the rest, here 0.1; its running variance starts at 0; its "batch average" is a sum never divided.
 One-hot logits are instance, layer and batch norm. Take the logits out of weight decay: it pulls the choice back to equal parts.
 Cost: 2 passes over x forward, 2 over x and dy backward.
@@ -47,12 +48,26 @@ def mix(
     unbiased: bool,
     eps: float,
 ) -> Standardized:
+    layer = None
     if unbiased:
+        if _are_rows(cells, parts):
+            layer = corrected(cells.pool(1))
         cells = corrected(cells)
-        batch = batch and cells.pool(0)
+        batch = batch and _unbiased_batch(cells, parts)
     if running_mean is not None and running_var is not None:
         batch = Moments(running_mean, running_var, 1)
-    return Standardized(blend_parts(cells, batch, mean_ratios, var_ratios, parts), weight, bias, eps)
+    return Standardized(blend_parts(cells, batch, mean_ratios, var_ratios, parts, layer), weight, bias, eps)
+
+
+def _are_rows(cells: Moments, parts: tuple[str, ...]) -> bool:
+    """Whether each cell is one number, and the authors have layer and batch alone."""
+    return "instance" not in parts and isinstance(cells.count, int) and cells.count == 1
+
+
+def _unbiased_batch(cells: Moments, parts: tuple[str, ...]) -> Moments:
+    """The batch as the authors take it from corrected cells."""
+    batch = cells.pool(0)
+    return corrected(batch) if _are_rows(cells, parts) else batch
 
 
 class SwitchableNorm(RunningNormalizer):
@@ -96,7 +111,9 @@ class SwitchableNorm(RunningNormalizer):
         result = normalize(x, options, *tensors, sees=sees, mask=mask, world=self.world)
         if result.batch is not None and (x.numel() != self.num_features or self.process_group is not None):
             assert result.cells is not None
-            self.update(corrected(result.cells).pool(0) if self.unbiased else result.batch, final=self.unbiased)
+            self.update(
+                _unbiased_batch(corrected(result.cells), self.parts) if self.unbiased else result.batch, final=self.unbiased
+            )
         return result.y
 
     def weights(self) -> tuple[Tensor, Tensor]:

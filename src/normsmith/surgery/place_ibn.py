@@ -1,0 +1,171 @@
+"""`place_ibn`: instance-batch norm where IBN-Net has it, in models built of residual or dense blocks."""
+
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import fx, nn
+
+from normsmith.errors import ModelError
+from normsmith.methods._base import one_of
+from normsmith.methods.batch import BatchNorm
+from normsmith.methods.ibn import IBN
+from normsmith.methods.instance import InstanceNorm
+from normsmith.surgery._blocks import Block, addition, blocks, is_norm, trace
+from normsmith.surgery._models import places, refuse_wrapped
+
+_TORCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_ADDED = "after_addition"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+New = TypeVar("New", bound=nn.Module)
+_BY_HAND = "place by hand with ns.convert(model, {name: 'ibn'})"
+
+
+def place_ibn(model: nn.Module, variant: Literal["a", "b"]) -> list[str]:
+    """Make `model` an IBN-Net, in place, and return the names of the new layers.
+
+    - `"a"`: the first norm of the convolution branch of every residual block becomes `ns.IBN`, half of its channels instance norm, in the
+      first three stages. In a DenseNet it is the first norm of every third layer of a stage, with a ratio of 0.4, as the authors do.
+    - `"b"`: an instance norm with weight 1 and bias 0 comes behind the addition of the last block of the first two stages, before its
+      ReLU, and the first norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer.
+
+    The last stage stays as it is, whatever the number of stages. A block is a module whose forward adds its input, or what a shortcut makes
+    of it, to a branch with convolutions; blocks with the same parent are a stage. Replaced batch norms give their weight and bias (the same
+    parameters), their eps, momentum and mode, and the running statistics of the channels that stay batch norm. A block that gets
+    a norm behind its addition is replaced by a `torch.fx.GraphModule` of the same submodules, so that the state dict gains only
+    `<block>.after_addition`; whatever else its class could do is gone.
+    """
+    one_of("place_ibn", "variant", variant, ("a", "b"))
+    refuse_wrapped(model, "place_ibn")
+    stages: dict[str, list[Block]] = {}
+    for block in blocks(model):
+        stages.setdefault(block.parent, []).append(block)
+    if len(stages) < 2:
+        got = f"{len(next(iter(stages.values())))} blocks in a single one" if stages else "none"
+        raise ModelError(f"place_ibn expects residual blocks in at least two stages: got {got}; {_BY_HAND}")
+    shallow = list(stages.values())[:-1]
+    new = _variant_a(model, shallow[:3]) if variant == "a" else _variant_b(model, shallow[:2])
+    everywhere = places(model)
+    for old, layer in new:
+        for name in everywhere.get(old, ()):
+            parent, _, key = name.rpartition(".")
+            setattr(model.get_submodule(parent), key, layer)
+    after = places(model)
+    return [after[layer][0] + (f".{_ADDED}" if isinstance(layer, fx.GraphModule) else "") for _, layer in new]
+
+
+def _variant_a(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Module, nn.Module]]:
+    chosen = [(block, 0.5) for stage in stages for block in stage if block.join == "add"]
+    chosen += [(block, 0.4) for stage in stages for block in stage[::3] if block.join == "cat"]
+    new: dict[nn.Module, nn.Module] = {}
+    for block, ratio in chosen:
+        if not block.norms:
+            raise ModelError(
+                f"place_ibn expects a norm among the convolutions of each block: got none in {block.name!r}; {_BY_HAND}"
+            )
+        norm = _batch_norm(model, f"{block.name}.{block.norms[0]}")
+        new.setdefault(norm, _ibn(norm, ratio))
+    return list(new.items())
+
+
+def _variant_b(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Module, nn.Module]]:
+    last = [stage[-1] for stage in stages]
+    dense = next((block.name for block in last if block.join == "cat"), None)
+    if dense is not None:
+        raise ModelError(
+            f"place_ibn expects blocks that add for variant 'b': got {dense!r}, which concatenates; use variant 'a', or {_BY_HAND}"
+        )
+    first = stages[0][0].name
+    names = [name for name, module in model.named_modules() if name == first or is_norm(module)]
+    stem = names[: names.index(first)]
+    new = [(norm, _instance(norm)) for norm in (_batch_norm(model, name) for name in stem[:1])]
+    return [*new, *((model.get_submodule(block.name), _with_norm(model.get_submodule(block.name), block)) for block in last)]
+
+
+def _batch_norm(model: nn.Module, name: str) -> Any:
+    norm = model.get_submodule(name)
+    if type(norm) not in {*_TORCH, BatchNorm}:
+        raise ModelError(
+            f"place_ibn expects batch norms where IBN-Net has its own: got {type(norm).__name__} at {name!r}; convert it to batch norm "
+            f"first, or {_BY_HAND}"
+        )
+    return norm
+
+
+def _ibn(norm: Any, ratio: float) -> IBN:
+    if isinstance(norm, BatchNorm):
+        options = norm.options()
+    else:
+        options = {key: getattr(norm, key) for key in ("eps", "momentum", "affine", "track_running_stats")}
+        options["process_group"] = _group(norm)
+    new = IBN(norm.num_features, ratio=ratio, **options, **_where(norm))
+    half = new.instance_features
+    with torch.no_grad():
+        for key in ("running_mean", "running_var"):
+            if getattr(norm, key) is not None:
+                getattr(new, key).copy_(getattr(norm, key)[half:])
+    for key in ("num_batches_tracked", "num_batches_skipped"):
+        if getattr(norm, key, None) is not None:
+            setattr(new, key, getattr(norm, key).clone())
+    return _instead(new, norm)
+
+
+def _instance(norm: Any) -> InstanceNorm:
+    return _instead(InstanceNorm(norm.num_features, eps=norm.eps, affine=norm.affine, **_where(norm)), norm)
+
+
+def _group(norm: Any) -> Any:
+    """The ranks of torch's synchronised batch norm: all of them unless it says which."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
+        return None
+    return norm.process_group or torch.distributed.group.WORLD
+
+
+def _where(norm: Any) -> dict[str, Any]:
+    tensor = norm.weight if norm.weight is not None else norm.running_mean
+    return {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
+
+
+def _instead(new: New, old: nn.Module) -> New:
+    """The new module with what the old one has besides its numbers: the parameters themselves, the mode, the hooks."""
+    if not isinstance(new, fx.GraphModule):
+        new.weight, new.bias = old.weight, old.bias
+    new.training = old.training
+    for hooks in _HOOKS:
+        getattr(new, hooks).update(getattr(old, hooks))
+    return new
+
+
+def _with_norm(block: nn.Module, described: Block) -> fx.GraphModule:
+    """The block with an instance norm behind its last addition."""
+    graph = _own_graph(block)
+    end = None if graph is None else addition(graph)
+    if graph is None or end is None or described.channels is None:
+        raise ModelError(
+            f"place_ibn expects a block whose forward is the same in both modes and can be traced: got {described.name!r}; put an "
+            "ns.InstanceNorm behind its addition by hand"
+        )
+    weight = next(p for p in block.parameters() if p.dim() > 1)
+    norm = InstanceNorm(described.channels, affine=True, device=weight.device, dtype=weight.dtype)
+    with graph.inserting_after(end):
+        normalized = graph.call_module(_ADDED, (end,))
+    end.replace_all_uses_with(normalized, delete_user_cb=lambda user: user is not normalized)
+    parts = dict([*block.named_modules(), *block.named_parameters(), *block.named_buffers(), (_ADDED, norm)])
+    used = {str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"}}
+    new = fx.GraphModule({name: parts[name] for name in used}, graph, type(block).__name__)
+    new._modules = {key: new._modules[key] for key in (*block._modules, _ADDED) if key in new._modules}
+    norm.training = block.training
+    if new.state_dict().keys() - {f"{_ADDED}.weight", f"{_ADDED}.bias"} != block.state_dict().keys():
+        raise ModelError(f"place_ibn expects a block that uses all it holds: got {described.name!r}; {_BY_HAND}")
+    return _instead(new, block)
+
+
+def _own_graph(block: nn.Module) -> fx.Graph | None:
+    """What the block's own forward does, if it is the same in training and evaluation."""
+    mode, found = block.training, []
+    try:
+        for block.training in (True, False):
+            found.append(trace(block, shallow=True))
+    finally:
+        block.training = mode
+    texts = {str(graph) for graph in found}
+    return found[0] if len(texts) == 1 else None
