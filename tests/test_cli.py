@@ -87,3 +87,47 @@ def test_demo_runs():
     printed = call("demo", "--quick").stdout
     for name in ns.catalog():
         assert name in printed
+
+
+NETS = """
+from torch import nn
+
+def net(channels=8):
+    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(NETS)
+    return f"{path}:net"
+
+
+def test_convert_prints_the_table_of_a_dry_run(nets):
+    printed = call("convert", nets, "--to", "group:num_groups=2", "--dry-run", "--example", "2x3x8x8").stdout
+    assert "2 layers converted; error of the model's output" in printed
+    assert "BatchNorm2d → GroupNorm" in printed
+
+
+def test_convert_by_parts_as_json(nets):
+    arguments = ["--to", "1=switchable", "--to", "re:4=none", "--dry-run", "--json"]
+    report = json.loads(call("convert", nets, *arguments).stdout)
+    assert [(row["layer"], row["new"]) for row in report["layers"]] == [("1", "SwitchableNorm")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--to", "group"], "ns.convert(model, 'group')"),
+        (["--to", "gruop", "--dry-run"], "did you mean 'group'"),
+        (["--to", "group", "--to", "batch", "--dry-run"], "PART=METHOD"),
+        (["--to", "group", "--dry-run", "--example", "three"], "2x3x224x224"),
+        (["--to", "group", "--dry-run", "--example", "2x5x8x8"], "(2, 5, 8, 8)"),
+        (["--to", "2=group", "--dry-run"], "none of 2"),
+    ],
+)
+def test_convert_says_what_is_wrong(nets, arguments, says):
+    error = call("convert", nets, *arguments, code=2).stderr
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
