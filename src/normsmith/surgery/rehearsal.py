@@ -2,12 +2,13 @@
 
 import json
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from normsmith.errors import OptionError
 from normsmith.locate import load_model
+from normsmith.surgery._choice import Targets
 from normsmith.surgery.convert import convert
 
 _PART = re.compile(r"(re:[^=]+|[\w.]+)=(.+)", re.DOTALL)
@@ -29,12 +30,12 @@ def rehearse(
     return json.dumps(conversion.report, indent=2) + "\n" if as_json else str(conversion)
 
 
-def _targets(to: list[str]) -> str | dict[str, str | None]:
+def _targets(to: list[str]) -> Targets:
     """One method for all, or a mapping."""
     parts = [_PART.fullmatch(item) for item in to]
     if len(to) == 1 and parts[0] is None:
         return to[0]
-    found: dict[str, str | None] = {}
+    found: dict[Any, Any] = {}
     for item, part in zip(to, parts, strict=True):
         if part is None:
             raise OptionError(
