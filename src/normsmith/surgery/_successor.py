@@ -18,7 +18,7 @@ from normsmith.surgery._source import NotUnderstoodError, Source, dtype_and_devi
 from normsmith.surgery.adapted import Adapted
 
 Target = str | type[nn.Module] | Callable[..., nn.Module]
-_HOOKS = (
+HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -74,7 +74,7 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
     plain = (source.channels_last and not trailing, source.drop, source.act)
     layer = Adapted(norm, channels_last=plain[0], drop=plain[1], act=plain[2]) if any(plain) else norm
     layer.training = old.training
-    hooks = [key for key in _HOOKS if getattr(old, key)]
+    hooks = [key for key in HOOKS if getattr(old, key)]
     for key in hooks:
         setattr(layer, key, getattr(old, key))  # the same dictionary: a handle's remove() works on both
     layer._is_full_backward_hook = old._is_full_backward_hook
@@ -97,7 +97,8 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
 def _wanted(source: Source, target: Target) -> dict[str, Any]:
     """The source's options that mean the same in the target."""
     own = dict(source.options)
-    wanted = {key: own[key] for key in _SHARED if own.get(key) is not None}
+    # None says "not asked for", but for momentum, where it is the plain average.
+    wanted = {key: own[key] for key in _SHARED if key in own and (own[key] is not None or key == "momentum")}
     wanted["affine"] = "weight" in source.tensors
     if own.get("bias") is False and "weight" in source.tensors:
         wanted["bias"] = False

@@ -1,22 +1,19 @@
 """`place_ibn`: instance-batch norm where IBN-Net has it, in models built of residual or dense blocks."""
 
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import torch
 from torch import fx, nn
 
 from normsmith.errors import ModelError
 from normsmith.methods._base import one_of
-from normsmith.methods.batch import BatchNorm
-from normsmith.methods.ibn import IBN
 from normsmith.methods.instance import InstanceNorm
 from normsmith.surgery._blocks import Block, addition, blocks, is_norm, trace
 from normsmith.surgery._models import places, refuse_wrapped
+from normsmith.surgery._recognise import recognise
+from normsmith.surgery._source import NotUnderstoodError
+from normsmith.surgery._successor import HOOKS, succeed
 
-_TORCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ADDED = "after_addition"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-New = TypeVar("New", bound=nn.Module)
 _BY_HAND = "place by hand with ns.convert(model, {name: 'ibn'})"
 
 
@@ -29,10 +26,10 @@ def place_ibn(model: nn.Module, variant: Literal["a", "b"]) -> list[str]:
       ReLU, and the first norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer.
 
     The last stage stays as it is, whatever the number of stages. A block is a module whose forward adds its input, or what a shortcut makes
-    of it, to a branch with convolutions; blocks with the same parent are a stage. Replaced batch norms give their weight and bias (the same
-    parameters), their eps, momentum and mode, and the running statistics of the channels that stay batch norm. A block that gets
-    a norm behind its addition is replaced by a `torch.fx.GraphModule` of the same submodules, so that the state dict gains only
-    `<block>.after_addition`; whatever else its class could do is gone.
+    of it, to a branch with convolutions; blocks with the same parent are a stage. Batch norms are replaced as by `ns.convert`: with their
+    own weight and bias, eps, momentum, mode, hooks, activation, and the running statistics of the channels that stay batch norm. A block
+    that gets a norm behind its addition is replaced by a `torch.fx.GraphModule` of the same submodules, so that the state dict gains
+    only `<block>.after_addition`; whatever else its class could do is gone.
     """
     one_of("place_ibn", "variant", variant, ("a", "b"))
     refuse_wrapped(model, "place_ibn")
@@ -62,8 +59,8 @@ def _variant_a(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Mod
             raise ModelError(
                 f"place_ibn expects a norm among the convolutions of each block: got none in {block.name!r}; {_BY_HAND}"
             )
-        norm = _batch_norm(model, f"{block.name}.{block.norms[0]}")
-        new.setdefault(norm, _ibn(norm, ratio))
+        norm, layer = _successor(model, f"{block.name}.{block.norms[0]}", f"ibn:ratio={ratio}")
+        new.setdefault(norm, layer)
     return list(new.items())
 
 
@@ -77,62 +74,22 @@ def _variant_b(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Mod
     first = stages[0][0].name
     names = [name for name, module in model.named_modules() if name == first or is_norm(module)]
     stem = names[: names.index(first)]
-    new = [(norm, _instance(norm)) for norm in (_batch_norm(model, name) for name in stem[:1])]
+    new = [_successor(model, name, "instance") for name in stem[:1]]
     return [*new, *((model.get_submodule(block.name), _with_norm(model.get_submodule(block.name), block)) for block in last)]
 
 
-def _batch_norm(model: nn.Module, name: str) -> Any:
+def _successor(model: nn.Module, name: str, method: str) -> tuple[nn.Module, nn.Module]:
+    """The batch norm of that name, and what takes its place."""
     norm = model.get_submodule(name)
-    if type(norm) not in {*_TORCH, BatchNorm}:
+    try:
+        source = recognise(norm)
+        if source is None or source.method != "batch":
+            raise NotUnderstoodError(f"it is {type(norm).__name__}; convert it to batch norm first")
+        return norm, succeed(norm, source, method, None).layer
+    except NotUnderstoodError as reason:
         raise ModelError(
-            f"place_ibn expects batch norms where IBN-Net has its own: got {type(norm).__name__} at {name!r}; convert it to batch norm "
-            f"first, or {_BY_HAND}"
-        )
-    return norm
-
-
-def _ibn(norm: Any, ratio: float) -> IBN:
-    if isinstance(norm, BatchNorm):
-        options = norm.options()
-    else:
-        options = {key: getattr(norm, key) for key in ("eps", "momentum", "affine", "track_running_stats")}
-        options["process_group"] = _group(norm)
-    new = IBN(norm.num_features, ratio=ratio, **options, **_where(norm))
-    half = new.instance_features
-    with torch.no_grad():
-        for key in ("running_mean", "running_var"):
-            if getattr(norm, key) is not None:
-                getattr(new, key).copy_(getattr(norm, key)[half:])
-    for key in ("num_batches_tracked", "num_batches_skipped"):
-        if getattr(norm, key, None) is not None:
-            setattr(new, key, getattr(norm, key).clone())
-    return _instead(new, norm)
-
-
-def _instance(norm: Any) -> InstanceNorm:
-    return _instead(InstanceNorm(norm.num_features, eps=norm.eps, affine=norm.affine, **_where(norm)), norm)
-
-
-def _group(norm: Any) -> Any:
-    """The ranks of torch's synchronised batch norm: all of them unless it says which."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
-        return None
-    return norm.process_group or torch.distributed.group.WORLD
-
-
-def _where(norm: Any) -> dict[str, Any]:
-    tensor = norm.weight if norm.weight is not None else norm.running_mean
-    return {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
-
-
-def _instead(new: New, old: nn.Module) -> New:
-    """The new module with what the old one has besides its numbers: the parameters themselves, the mode, the hooks."""
-    if not isinstance(new, fx.GraphModule):
-        new.weight, new.bias = old.weight, old.bias
-    new.training = old.training
-    for hooks in _HOOKS:
-        getattr(new, hooks).update(getattr(old, hooks))
-    return new
+            f"place_ibn expects batch norms where IBN-Net has its own: got {name!r}, but {reason}, or {_BY_HAND}"
+        ) from None
 
 
 def _with_norm(block: nn.Module, described: Block) -> fx.GraphModule:
@@ -156,7 +113,10 @@ def _with_norm(block: nn.Module, described: Block) -> fx.GraphModule:
     norm.training = block.training
     if new.state_dict().keys() - {f"{_ADDED}.weight", f"{_ADDED}.bias"} != block.state_dict().keys():
         raise ModelError(f"place_ibn expects a block that uses all it holds: got {described.name!r}; {_BY_HAND}")
-    return _instead(new, block)
+    new.training = block.training
+    for hooks in HOOKS:
+        getattr(new, hooks).update(getattr(block, hooks))
+    return new
 
 
 def _own_graph(block: nn.Module) -> fx.Graph | None:
