@@ -99,7 +99,7 @@ def test_what_is_wrong_is_one_sentence(file, spec):
 
 def test_hugging_face(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the environment was read at its import
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
     config.save_pretrained(tmp_path / "bare")
     assert type(load_model(f"hf:{tmp_path / 'bare'}")) is transformers.ResNetModel

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from normsmith.methods._base import Normalizer
+from normsmith.surgery._source import is_norm
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -37,12 +36,6 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = self.shallow or is_norm(m) or not any(True for _ in m.children())
         return whole or super().is_leaf_module(m, module_qualified_name)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalizes: torch's, ours, or one that says so in its name."""
-    known = isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | Normalizer)
-    return known or ("norm" in type(module).__name__.lower() and next(module.children(), None) is None)
 
 
 def trace(module: nn.Module, *, shallow: bool) -> fx.Graph | None:

@@ -5,25 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
-
-from normsmith.methods._base import Normalizer
-from normsmith.surgery.adapted import Adapted
 
 # How far apart, in units of their size, two results of one computation in another order may be.
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # float32: TF32 included
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalizer: one of ours or of torch, or anything with a running mean and variance."""
-    if isinstance(module, Normalizer | _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-        return True
-    if isinstance(module, Adapted):  # it shows the attributes of the norm inside it, which is met by itself
-        return False
-    return hasattr(module, "running_mean") and hasattr(module, "running_var")
 
 
 def is_weighted(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from normsmith.methods._base import Normalizer
 from normsmith.methods.catalog import CATALOG
 from normsmith.surgery import _probe
-from normsmith.surgery._source import NotUnderstoodError, Source, tensors
+from normsmith.surgery._source import NotUnderstoodError, Source, is_norm, tensors
 from normsmith.surgery.adapted import Adapted
 
 
@@ -31,7 +31,7 @@ def recognise(module: nn.Module) -> Source | None:
     for base, read in _TORCH.items():
         if kind is base or (issubclass(kind, base) and kind.forward is base.forward and not module._modules):
             return read(module)
-    return _probe.recognise(module, kind) if _looks_like_one(module, kind) else None
+    return _probe.recognise(module, kind) if is_norm(module) else None
 
 
 def _ours(module: nn.Module, kind: type[nn.Module]) -> Source:
@@ -90,12 +90,3 @@ _TORCH: dict[type[nn.Module], Callable[[Any], Source]] = {
     nn.RMSNorm: functools.partial(_trailing, method="rms"),
     nn.LocalResponseNorm: _response,
 }
-
-
-def _looks_like_one(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer calls itself a norm, or keeps running statistics, and is not merely a container of such layers."""
-    own = module._parameters.keys() | module._buffers.keys()
-    named = "norm" in kind.__name__.lower() and (bool(own) or not module._modules)
-    return (named or {"running_mean", "running_var"} <= own or issubclass(kind, tuple(_TORCH))) and not any(
-        isinstance(child, Normalizer) or type(child) in _TORCH for child in module.modules() if child is not module
-    )

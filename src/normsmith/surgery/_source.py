@@ -6,6 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from normsmith.methods._base import Normalizer
+
+TORCH = _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +29,16 @@ class Source:
 
 class NotUnderstoodError(Exception):
     """Why a layer that looks like a normalizer cannot be read; caught where layers are gathered."""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes, or seems to: torch's, ours, what says so in its name or keeps running statistics; no mere container."""
+    if isinstance(module, Normalizer | TORCH):
+        return True
+    own = {*module._parameters.keys(), *module._buffers.keys()}
+    named = "norm" in type(module).__name__.lower() and (bool(own) or not module._modules)
+    seems = named or {"running_mean", "running_var"} <= own
+    return seems and not any(isinstance(child, Normalizer | TORCH) for child in module.modules() if child is not module)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ from torch.nn.parameter import is_lazy
 from normsmith.errors import InputError, ModelError, TooFewValuesError
 from normsmith.measure import measure
 from normsmith.methods._averages import collecting, settle
-from normsmith.methods._base import Normalizer
 from normsmith.methods._batches import union
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 from normsmith.surgery._choice import Where
 from normsmith.surgery._models import refuse_wrapped
+from normsmith.surgery._source import is_norm
 
 Keeper = RunningNormalizer | _NormBase
 Variance = Literal["total", "within"]
@@ -49,12 +49,6 @@ def keeps(module: nn.Module) -> TypeGuard[Keeper]:
     """Whether a module has running statistics."""
     mean = module._buffers.get("running_mean") if isinstance(module, RunningNormalizer | _NormBase) else None
     return mean is not None and (is_lazy(mean) or mean.numel() > 0)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalizer: one of ours, or called so, and not only a block that has one inside."""
-    own = bool(module._parameters or module._buffers) or not any(module.children())
-    return isinstance(module, Normalizer) or ("Norm" in type(module).__name__ and own)
 
 
 def norms_of(model: nn.Module) -> str:

@@ -19,7 +19,8 @@ from normsmith.surgery._entropy import Optimize, entropy_steps
 from normsmith.surgery._models import Forward, refuse_wrapped
 from normsmith.surgery._parameters import places_of
 from normsmith.surgery._ranks import Ranks
-from normsmith.surgery._statistics import Keeper, Kept, is_frozen, is_norm, keepers, keeps, norms_of
+from normsmith.surgery._source import is_norm
+from normsmith.surgery._statistics import Keeper, Kept, is_frozen, keepers, keeps, norms_of
 from normsmith.surgery.recalibrate import LayerShift, Recalibration, recalibrate, shifts, statistics
 
 PRIOR = 16.0  # samples that the source counts as, unless said

@@ -11,10 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from normsmith.errors import ModelError
 from normsmith.surgery._console import as_text
-from normsmith.surgery._constant import Weighted, is_norm, is_weighted, storages
+from normsmith.surgery._constant import Weighted, is_weighted, storages
 from normsmith.surgery._models import expect_module, places, run, wrapper
 from normsmith.surgery._neighbours import watch
 from normsmith.surgery._plans import Plan, Planner
+from normsmith.surgery._source import is_norm
 from normsmith.surgery._trial import Error, Rehearsal, copied, differences, is_rounding, outputs, trial
 
 

@@ -1,22 +1,22 @@
 """`load_bridged`: a checkpoint of one kind of normalizers into a model with another."""
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
 from torch import Tensor, nn
 
 from normsmith.errors import InputError
 from normsmith.methods.conditional import ConditionalNorm
 from normsmith.methods.ibn import IBN
 from normsmith.methods.switchable import SwitchableNorm
-from normsmith.surgery._blocks import is_norm
 from normsmith.surgery._checkpoints import read_state
+from normsmith.surgery._console import as_text
 from normsmith.surgery._models import refuse_wrapped
+from normsmith.surgery._source import is_norm
 
 _NAMED = re.compile(r"(bn|sn|gn|norm)(\d*)")
 _LOGITS = ("mean_weight", "var_weight")
@@ -45,21 +45,16 @@ class Bridge:
     unexpected: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        from rich.console import Console  # noqa: PLC0415  (only to print)
-        from rich.table import Table  # noqa: PLC0415
-
         table = Table(box=None, pad_edge=False)
         for heading in ("layer", "from", "loaded", "at its initial value", "dropped", "set"):
             table.add_column(heading, overflow="fold")
         for layer in self.layers:
             cells = (layer.loaded, layer.initial, layer.dropped, layer.changed)
             table.add_row(f"{layer.name} ({layer.kind})", layer.source or "-", *(", ".join(cell) or "-" for cell in cells))
-        text = StringIO()
-        Console(file=text, width=max(100, shutil.get_terminal_size().columns)).print(table)
         left = [
             f"{what}: {', '.join(keys)}" for what, keys in (("missing", self.missing), ("unexpected", self.unexpected)) if keys
         ]
-        return "\n".join([text.getvalue().rstrip(), f"and {len(self.others)} tensors of other layers", *left])
+        return "\n".join([as_text(table), f"and {len(self.others)} tensors of other layers", *left])
 
 
 @dataclass

@@ -7,10 +7,10 @@ from torch import fx, nn
 from normsmith.errors import ModelError
 from normsmith.methods._base import one_of
 from normsmith.methods.instance import InstanceNorm
-from normsmith.surgery._blocks import Block, addition, blocks, is_norm, trace
+from normsmith.surgery._blocks import Block, addition, blocks, trace
 from normsmith.surgery._models import places, refuse_wrapped
 from normsmith.surgery._recognise import recognise
-from normsmith.surgery._source import NotUnderstoodError
+from normsmith.surgery._source import NotUnderstoodError, is_norm
 from normsmith.surgery._successor import HOOKS, succeed
 
 _ADDED = "after_addition"
