@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 import normsmith as ns
-from normsmith.bench import allocator
+from normsmith.bench import record
 from normsmith.bench.timing import interleave
 
 ROUNDS = 15
@@ -64,14 +64,13 @@ def converting(console: Console) -> None:
 
 def main() -> None:
     """The table."""
-    allocator.restart_with_settings()
     console = Console()
     table = Table("model", "input", "folded", "before ms", "after ms", "faster", "output moved", box=None)
     models = {
         "ResNet-50": transformers.ResNetForImageClassification(transformers.ResNetConfig()),
         "MobileNetV2": transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config()),
         "RegNet": transformers.RegNetForImageClassification(
-            transformers.RegNetConfig(hidden_sizes=[64, 128, 288, 672], depths=[1, 2, 4, 2])
+            transformers.RegNetConfig(hidden_sizes=[64, 128, 288, 672], depths=[1, 2, 4, 2], groups_width=16)
         ),
     }
     for name, model in models.items():
@@ -79,6 +78,8 @@ def main() -> None:
             folding(table, name, shaken(model), torch.randn(batch, 3, 224, 224))
     small = shaken(models["ResNet-50"]).double()
     folding(table, "ResNet-50, float64", small, torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    around = record.circumstances()
+    console.print(f"{around['machine']}, torch {around['torch']}, allocator {around['allocator']}")
     console.print(table)
     converting(console)
 
