@@ -13,10 +13,11 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
-    """What `function(rank, *arguments)` returns in each of `world_size` processes; it must be importable."""
+    """What `function(rank, *arguments)` returns in each of `world_size` processes, None where one ended early; it must be importable."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (world_size, folder, timeout, function, arguments), nprocs=world_size)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+        files = [Path(folder) / f"{rank}.pt" for rank in range(world_size)]
+        return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
 
 
 def _rank(rank: int, world_size: int, folder: str, timeout: float, function: Callable[..., Any], arguments: Any) -> None:

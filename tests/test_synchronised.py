@@ -1,6 +1,7 @@
 """Several ranks as one process: outputs, gradients and buffers, whatever the split; and what happens when a rank is missing."""
 
 import copy
+import os
 import time
 import warnings
 
@@ -158,6 +159,8 @@ def test_two_forwards_before_one_backward():
 def one_skips(rank, where):
     net, x, target = data()
     ns.synchronize(net)
+    if rank == 1 and where == "dies":
+        os._exit(0)
     if rank == 1 and where == "forward":
         time.sleep(6)
         return "skipped"
@@ -179,6 +182,12 @@ def test_a_rank_that_skips_is_an_error_that_names_the_layer(where):
     layer = "BatchNorm 'norm'" if where == "forward" else "BatchNorm 'deep.1'"
     assert message.startswith(f"{layer} expected all 2 ranks"), message
     assert "\n" not in message
+
+
+def test_a_rank_that_dies_is_an_error_that_names_the_layer():
+    message, other = run_ranks(2, one_skips, "dies", timeout=3)
+    assert other is None
+    assert message.startswith("BatchNorm 'norm' expected all 2 ranks"), message
 
 
 def compiled_step(rank, fullgraph):

@@ -93,6 +93,23 @@ def test_options_are_carried(net):
     assert (first.training, second.training) == (True, False)
 
 
+def test_a_plain_average_stays_one():
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=None))
+    ns.convert(net, "switchable")
+    assert net[0].momentum is None
+
+
+def test_converted_kalman_layers_can_be_linked(net, x):
+    expected = net.eval()(x)
+    conversion = ns.convert(net, {"backbone": "kalman"}, verify=x)
+    assert conversion.output_error < 1e-12  # alone, each is batch norm
+    torch.testing.assert_close(net(x), expected)
+    assert ns.link(net, x) == {"backbone.1": [], "backbone.4": ["backbone.1"]}
+    net.train()(x).sum().backward()
+    conversion.undo()
+    assert type(net.backbone[4]) is nn.BatchNorm2d
+
+
 def test_a_layer_kept_from_training_stays_so_with_what_is_new_in_it(net):
     net.backbone[1].requires_grad_(False)
     ns.convert(net, "switchable")
