@@ -2,7 +2,7 @@
 
 from numba import njit, prange
 
-from normsmith.kernels.cpu import columns, rows
+from normsmith.kernels.cpu import columns, rows, shape
 from normsmith.kernels.cpu.memory import OPTIONS
 
 parallel = njit(parallel=True, **OPTIONS)
@@ -127,4 +127,17 @@ def columns_grad_input_above(
         columns.grad_input_above(
             zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center,
             bias, floor, step, begin, end
+        )
+
+
+@parallel
+def shape_describe(
+    zero, word, sign, top, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, shift, number, tallies, facts,
+    lows, highs, tiles, chunks
+):
+    for k in prange(chunks):
+        begin, end = tiles * k // chunks, tiles * (k + 1) // chunks
+        shape.describe(
+            zero, word, sign, top, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, shift, number, tallies,
+            facts, lows, highs, begin, end
         )
