@@ -11,6 +11,7 @@ from normsmith.cells import layout
 from normsmith.kernels.cpu import parallel, shape, threads
 from normsmith.kernels.cpu.launch import ZEROS
 
+SHIFT = np.int32(18)  # 32 bins an octave
 TILE = 16  # channels that fill a cache line
 _WORDS: dict[torch.dtype, tuple[Any, Any, Any]] = {
     torch.float32: (np.int32(0), np.int32(31), np.int32(0x7FFFFFFF)),
@@ -19,28 +20,27 @@ _WORDS: dict[torch.dtype, tuple[Any, Any, Any]] = {
 _NUMBERS = {torch.int32: np.int32(0), torch.int64: np.int64(0)}
 
 
-def describe(
-    x: Tensor, facts: Tensor, extremes: Tensor | None, tallies: Tensor | None, center: Tensor, inverse: Tensor, shift: int
-) -> None:
-    """Add x of shape (N, C, S) to `facts`, (C, 8), and to `tallies`, (C, bins), whose grid `center` and `inverse` give.
+def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None, grid: tuple[Tensor, Tensor] | None) -> None:
+    """Add x of shape (N, C, S) to `facts`, (C, 8), and to `tallies`, (C, bins); the grid is its center and inverse scale, (C,) each.
 
-    `extremes`, (2, N, C) in the type of x, is overwritten.
+    `extremes`, (2, N, C), is overwritten; it and the grid are of the type of x.
     """
     if layout(x) == "neither":
         x = x.contiguous()
     samples, channels, size = x.shape
     strides = x.stride()
     if size == 1:  # the positions of a channel are its samples
+        extremes.copy_(x.squeeze(2))
         samples, size, strides = 1, samples, (0, strides[1], strides[0])
-        extremes = None if extremes is None else _from_samples(x, extremes)
-    tile = 1 if strides[2] == 1 or channels == 1 else TILE
+    tile = 1 if strides[2] == 1 else TILE
     tiles = math.ceil(channels / tile)
     number = _NUMBERS[torch.int32 if tallies is None else tallies.dtype]
-    lows, highs = (None, None) if extremes is None else (extremes[0].data_ptr(), extremes[1].data_ptr())
+    lows, highs = (None, None) if x.shape[2] == 1 else (extremes[0].data_ptr(), extremes[1].data_ptr())
     side = 0 if tallies is None else tallies.shape[1] // 2
+    center, inverse = (None, None) if grid is None else (grid[0].data_ptr(), grid[1].data_ptr())
     arguments = (
         *(ZEROS[x.dtype], *_WORDS[x.dtype], x.data_ptr(), *strides, samples, channels, size, tile),
-        *(center.data_ptr(), inverse.data_ptr(), np.int32(side), np.int32(shift)),
+        *(center, inverse, np.int32(side), SHIFT),
         *(number, None if tallies is None else tallies.data_ptr(), facts.data_ptr(), lows, highs),
     )
     cores = min(threads.available(x.numel()), tiles)
@@ -50,7 +50,3 @@ def describe(
     with threads.turn():
         parallel.shape_describe(*arguments, tiles, cores)
 
-
-def _from_samples(x: Tensor, extremes: Tensor) -> None:
-    """Cells of one element are their own extremes."""
-    extremes.copy_(x.squeeze(2))

@@ -1,0 +1,14 @@
+"""What is wrong with a model's normalization: observe, findings, examination.
+
+Streaming statistics, without hooks or modules: they take tensors of shape (N, C, *spatial), need memory for the channels alone, and
+those of several batches, workers or ranks merge into those of all.
+
+    moments.py      FourMoments: count, mean, variance, skewness, kurtosis, extremes of every channel
+    profile.py      Profile: the same and a histogram on a grid of its own for every channel; quantiles, tails, one histogram a layer
+    grid.py         the bins of such a histogram
+    exceedances.py  how many elements lie beyond t standard deviations, and how many of a Gaussian would
+    normality.py    tests of Gaussianity, with sizes of effect
+    topk.py         TopK: the samples with the largest scores of every channel
+    gathering.py    streams of all ranks, in one collective
+    _describe.py    the pass over a tensor: the kernel on the CPU, plain torch elsewhere
+"""

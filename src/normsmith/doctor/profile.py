@@ -1,0 +1,225 @@
+"""`Profile`: the four moments and a histogram of every channel, in one pass; quantiles and tails with known errors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normsmith.doctor._describe import Extremes, checked, describe, no_facts
+from normsmith.doctor.grid import BINS, Grid, edges, fitting, places
+from normsmith.doctor.moments import FourMoments
+
+PERCENTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+FULL = 2**31 - 1  # what an int32 tally can hold
+
+
+class Between(NamedTuple):
+    """An estimate from a histogram, and the bounds between which the exact value lies."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+
+
+class Profile:
+    """Moments and histogram of every channel, 1.8 kB each. The first batch decides on the grid of a channel's bins, see `grid.py`.
+
+    Tallies are exact. Two profiles on the same grid merge exactly; `fresh()` makes one on this grid. Otherwise the second one's elements
+    are moved by less than one of its bins, which `coarse` counts and the bounds allow for.
+    """
+
+    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
+        self.channels = channels
+        self.moments = FourMoments(channels, device)
+        self.tallies = torch.zeros((channels, BINS), dtype=torch.int32, device=device)
+        self.grid = Grid(*torch.zeros((2, channels), dtype=torch.float64, device=device))
+        self.coarse = 0
+        self._open = True  # whether a channel may still be without a scale
+        self._held = 0  # elements a channel at most
+
+    def fresh(self) -> "Profile":
+        """An empty profile on this one's grid."""
+        empty = Profile(self.channels, self.tallies.device)
+        empty.grid, empty._open = self.grid, self._open
+        return empty
+
+    def add(self, x: Tensor) -> Extremes:
+        """Add a batch of shape (N, C, ...); the extremes of its cells, which the pass finds too."""
+        view = checked(x, self.channels, "Profile")
+        if view.device != self.tallies.device:
+            self._restore([t.to(view.device) for t in self._tensors()], self.coarse)
+        self._make_room(view.shape[0] * view.shape[2])
+        if not self._open:
+            return describe(view, self.moments.facts, self.tallies, self.grid)
+        before = self.moments.count.clone()
+        if not bool(before.any()):  # no grid yet: one pass for it, one for the tallies
+            extremes = describe(view, self.moments.facts)
+            self._settle(view.dtype, before)
+            describe(view, no_facts(self.channels, view.device), self.tallies, self.grid)
+            return extremes
+        extremes = describe(view, self.moments.facts, self.tallies, self.grid)
+        late = self._settle(view.dtype, before)
+        if len(late):  # these were tallied without a scale
+            part, tallies = view[:, late], self.tallies[late]
+            describe(part, no_facts(len(late), view.device), tallies, Grid(*(t[late] for t in self.grid)))
+            self.tallies[late] = tallies
+        return extremes
+
+    def _make_room(self, elements: int) -> None:
+        self._held += elements
+        if self._held > FULL and self.tallies.dtype == torch.int32:
+            self.tallies = self.tallies.long()
+
+    def _settle(self, dtype: torch.dtype, before: Tensor) -> Tensor:
+        """Give a grid to the channels that had none; those whose last batch was tallied without one, and now hold what was before."""
+        std, ready = self.moments.std, (self.grid.scale == 0) & (self.moments.count > 0)
+        found = fitting(self.moments.mean, std, dtype)
+        center = torch.where(ready, found.center, self.grid.center)
+        scale = torch.where(ready, found.scale, self.grid.scale)
+        late = (ready & ((std > 0) | (before == 0))).nonzero().flatten()
+        if len(late):
+            values, grid = self.grid.center[late].to(dtype), Grid(center[late], scale[late])
+            self.tallies[late] = 0
+            bins = places(values.unsqueeze(1), grid).squeeze(1)
+            self.tallies[late, bins] = before[late].to(self.tallies.dtype)
+        self.grid = Grid(center, scale)
+        self._open = bool((scale == 0).any())
+        return late
+
+    def merge(self, other: "Profile") -> "Profile":
+        """The profile of the elements of both, on this one's grid where it has one."""
+        other = other.to(self.tallies.device)
+        merged = Profile(self.channels, self.tallies.device)
+        merged.moments = self.moments.merge(other.moments)
+        scale = torch.where(self.grid.scale > 0, self.grid.scale, other.grid.scale)
+        ours = (self.grid.scale > 0) | ((other.grid.scale == 0) & (self.moments.count > 0))
+        center = torch.where(ours, self.grid.center, other.grid.center)
+        # Two channels of one value each, but not the same, have a scale only now.
+        apart = (scale == 0) & (merged.moments.std > 0)
+        found = fitting(merged.moments.mean, merged.moments.std, torch.float64)
+        merged.grid = Grid(torch.where(apart, found.center, center), torch.where(apart, found.scale, scale))
+        one, moved = self._on(merged.grid)
+        two, moved_too = other._on(merged.grid)
+        merged._make_room(int(max((one + two).sum(1).amax().item(), 0)) if self.channels else 0)
+        merged.tallies = (one + two).to(merged.tallies.dtype)
+        merged.coarse = max(self.coarse + moved, other.coarse + moved_too)
+        merged._open = bool((merged.grid.scale == 0).any())
+        return merged
+
+    def _on(self, grid: Grid) -> tuple[Tensor, int]:
+        """The tallies on another grid, and by how many bins at most an element has been moved."""
+        tallies = self.tallies.long()
+        same = (grid.center == self.grid.center) & (grid.scale == self.grid.scale)
+        other = (~same & (self.moments.count > 0)).nonzero().flatten()
+        if not len(other):
+            return tallies, 0
+        part = Grid(grid.center[other], grid.scale[other])
+        borders = edges(part, self.moments.low[other], self.moments.high[other])
+        cumulated = self.cumulated(borders, other).round().long()
+        cumulated[:, 0], cumulated[:, -1] = 0, tallies[other].sum(1)
+        tallies[other] = cumulated.diff(dim=1)
+        alone = self.grid.scale[other] == 0  # known to the value, so nothing moves
+        bins = places(self.moments.mean[other].unsqueeze(1), part)
+        exact = torch.zeros_like(tallies[other]).scatter_(1, bins, self.moments.count[other].long().unsqueeze(1))
+        tallies[other] = torch.where(alone.unsqueeze(1), exact, tallies[other])
+        return tallies, int(not bool(alone.all()))
+
+    def to(self, device: torch.device) -> "Profile":
+        """The same on another device."""
+        return self if device == self.tallies.device else self.restored([t.to(device) for t in self.state()])
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.moments.facts, self.tallies, self.grid.center, self.grid.scale]
+
+    def state(self) -> list[Tensor]:
+        """The tensors that are all there is to it."""
+        facts, tallies, *grid = self._tensors()
+        return [facts, tallies.long(), *grid, torch.tensor([self.coarse], device=facts.device)]
+
+    def restored(self, state: list[Tensor]) -> "Profile":
+        """A stream like this one with that state."""
+        profile = Profile(self.channels, state[0].device)
+        profile._restore(state[:4], int(state[4].item()))
+        return profile
+
+    def _restore(self, tensors: list[Tensor], coarse: int) -> None:
+        facts, tallies, center, scale = tensors
+        self.moments, self.grid, self.coarse = FourMoments.of(facts), Grid(center, scale), coarse
+        self._held = int(tallies.long().sum(1).amax().item()) if self.channels else 0
+        self.tallies = tallies.to(torch.int64 if self._held > FULL else torch.int32).contiguous()
+        self._open = bool((scale == 0).any())
+
+    def edges(self) -> Tensor:
+        """The borders of the bins, (C, bins + 1), clamped to the extremes of the data."""
+        return edges(self.grid, self.moments.low, self.moments.high)
+
+    def cumulated(self, values: Tensor, channels: Tensor | None = None) -> Tensor:
+        """About how many elements are below each of these values, (C, K): exact at borders of bins, in between a straight line."""
+        borders, sums = self.edges(), _sums(self.tallies)
+        if channels is not None:
+            borders, sums = borders[channels], sums[channels]
+        at = torch.searchsorted(borders, values.contiguous(), right=True).clamp(1, BINS)
+        left, right = borders.gather(1, at - 1), borders.gather(1, at)
+        wide = right > left
+        part = torch.where(wide, (values - left) / torch.where(wide, right - left, 1), 0).clamp(0, 1)
+        before, after = sums.gather(1, at - 1), sums.gather(1, at)
+        return before + part * (after - before)
+
+    def quantiles(self, fractions: tuple[float, ...] = PERCENTILES) -> Between:
+        """The values below which these fractions lie, (C, K); the bounds are the borders of a bin, (1 + |z|) / 32 scales apart.
+
+        The exact value is the element of rank fraction * (count - 1), rounded down. NaN for a channel without elements.
+        """
+        borders, sums = self.edges(), _sums(self.tallies)
+        count = self.moments.count.unsqueeze(1)
+        rank = torch.as_tensor(fractions, dtype=torch.float64, device=borders.device) * (count - 1).clamp_min(0)
+        at = torch.searchsorted(sums, rank.floor(), right=True).clamp(1, BINS)
+        before, held = sums.gather(1, at - 1), (sums.gather(1, at) - sums.gather(1, at - 1)).clamp_min(1)
+        low, high = borders.gather(1, at - 1), borders.gather(1, at)
+        value = low + ((rank - before + 0.5) / held).clamp(0, 1) * (high - low)
+        value = torch.where(rank == 0, borders[:, :1], torch.where(rank == count - 1, borders[:, -1:], value))
+        least, most = (at - 1 - self.coarse).clamp_min(0), (at + self.coarse).clamp_max(BINS)
+        low, high = borders.gather(1, least), borders.gather(1, most)
+        return Between(*(torch.where(count > 0, t, torch.nan) for t in (value, low, high)))
+
+    def below(self, values: Tensor) -> Between:
+        """How many elements are below each of these values, (C, K); in between two borders of a tail, a straight line of logarithms."""
+        return self._outside(values, _sums(self.tallies), self.edges())
+
+    def above(self, values: Tensor) -> Between:
+        """How many elements are above each of these values, (C, K)."""
+        return self._outside(-values, _sums(self.tallies.flip(1)), -self.edges().flip(1))
+
+    def _outside(self, values: Tensor, sums: Tensor, borders: Tensor) -> Between:
+        at = torch.searchsorted(borders, values.contiguous()).clamp(1, BINS)
+        left, right = borders.gather(1, at - 1), borders.gather(1, at)
+        wide = right > left
+        part = torch.where(wide, (values - left) / torch.where(wide, right - left, 1), 0).clamp(0, 1)
+        before, after = sums.gather(1, at - 1), sums.gather(1, at)
+        # Tails fall about exponentially, so their logarithm is what a straight line fits.
+        curved = before.clamp_min(1) * (after / before.clamp_min(1)).clamp_min(1) ** part
+        value = torch.where(before > 0, torch.where(after > before, curved, before), part * after)
+        least, most = (at - 1 - self.coarse).clamp_min(0), (at + self.coarse).clamp_max(BINS)
+        found = (value, sums.gather(1, least), sums.gather(1, most))
+        none, all_of_them = values < borders[:, :1], values > borders[:, -1:]
+        return Between(*(torch.where(none, 0, torch.where(all_of_them, sums[:, -1:], t)) for t in found))
+
+    def pooled(self, *, standardized: bool = False) -> "Profile":
+        """One histogram of all channels, of each brought to mean 0 and variance 1 if `standardized`; moved by less than a bin."""
+        moments = self.moments.standardized() if standardized else self.moments
+        pool = Profile(1, self.tallies.device)
+        pool.moments = moments.pooled()
+        pool.grid = fitting(pool.moments.mean, pool.moments.std, torch.float64)
+        used = (moments.count > 0).nonzero().flatten()
+        borders = edges(pool.grid, pool.moments.low, pool.moments.high).expand(self.channels, -1)[used]
+        if standardized:
+            borders = torch.addcmul(self.moments.mean[used].unsqueeze(1), borders, self.moments.std[used].unsqueeze(1))
+        cumulated = self.cumulated(borders, used).round().long()
+        cumulated[:, 0], cumulated[:, -1] = 0, self.moments.count[used].long()
+        pool._restore([pool.moments.facts, cumulated.diff(dim=1).sum(0, keepdim=True), *pool.grid], self.coarse + 1)
+        return pool
+
+
+def _sums(tallies: Tensor) -> Tensor:
+    """How many elements are below every border, float64."""
+    return torch.nn.functional.pad(tallies.long().cumsum(1), (1, 0)).double()

@@ -1,0 +1,79 @@
+"""`TopK`: the samples with the largest scores of every channel."""
+
+import torch
+from torch import Tensor
+
+from normsmith.errors import InputError, OptionError
+
+_EMPTY = torch.iinfo(torch.int64).min
+_LAST = 2**32 - 1
+_TOP = 0x7FFFFFFF
+
+
+class TopK:
+    """The k samples with the largest scores of every channel, each sample once; of equal scores the sample with the lower index.
+
+    Scores are kept in float32, and a score that is NaN counts for nothing. Score and index are packed into one integer that is ordered
+    as they are, so what is kept does not depend on the order of batches, merges or ranks.
+    """
+
+    def __init__(self, channels: int, k: int, device: torch.device | str | None = None) -> None:
+        if k < 1:
+            raise OptionError(f"TopK expects k of at least 1: got {k}; ask for one sample, or leave the stream out")
+        self.channels, self.k = channels, k
+        self.keys = torch.full((channels, k), _EMPTY, dtype=torch.int64, device=device)
+
+    def add(self, scores: Tensor, samples: Tensor) -> None:
+        """Add scores of shape (N, C) of the samples with these indices, (N,)."""
+        indices = samples.unique()  # sorted
+        different = len(indices) == len(samples)
+        if scores.shape != (len(samples), self.channels) or not different or bool((indices < 0).any() | (indices > _LAST).any()):
+            raise InputError(
+                f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {_LAST}: got "
+                f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"
+            )
+        self.keys = self.keys.to(scores.device)
+        if not len(samples):
+            return
+        words = (scores.detach().float() + 0.0).T.contiguous().view(torch.int32)  # + 0.0 makes one zero of both
+        ordered = (words ^ ((words >> 31) & _TOP)).long()
+        keys = (ordered << 32) | (_LAST - samples.to(scores.device).long())
+        keys = torch.where(scores.T.isnan(), _EMPTY, keys)
+        rows = (keys.amax(1) > self.keys[:, -1]).nonzero().flatten()
+        if len(rows):
+            self.keys[rows] = self._best(self.keys[rows], keys[rows])
+
+    def _best(self, kept: Tensor, keys: Tensor) -> Tensor:
+        """The k largest keys of different samples, each of the two being of different samples already."""
+        if keys.shape[1] > 2 * self.k:
+            keys = keys.topk(self.k).values
+        every = torch.cat([kept, keys], 1).sort(1, descending=True).values
+        index = every & _LAST
+        again = (index.unsqueeze(2) == index.unsqueeze(1)).tril(-1).any(2)
+        return torch.where(again, _EMPTY, every).sort(1, descending=True).values[:, : self.k]
+
+    def merge(self, other: "TopK") -> "TopK":
+        """The k largest of both."""
+        return self.restored([self._best(self.keys, other.keys.to(self.keys.device))])
+
+    def state(self) -> list[Tensor]:
+        """The tensors that are all there is to it."""
+        return [self.keys]
+
+    def restored(self, state: list[Tensor]) -> "TopK":
+        """A stream like this one with that state."""
+        stream = TopK(self.channels, self.k)
+        stream.keys = state[0]
+        return stream
+
+    @property
+    def samples(self) -> Tensor:
+        """The indices of the samples, (C, k), the largest score first; -1 where there are fewer than k."""
+        return torch.where(self.keys == _EMPTY, -1, _LAST - (self.keys & _LAST))
+
+    @property
+    def scores(self) -> Tensor:
+        """Their scores, (C, k), float32; minus infinity where there are fewer than k."""
+        ordered = (self.keys >> 32).int()
+        scores = (ordered ^ ((ordered >> 31) & _TOP)).view(torch.float32)
+        return torch.where(self.keys == _EMPTY, -torch.inf, scores)
