@@ -1,10 +1,10 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from helpers import assert_same
 from hypothesis import given, settings
 
 import normsmith as ns
-from helpers import assert_same
 from normsmith.doctor.moments import FourMoments
 from normsmith.errors import InputError
 
@@ -56,7 +56,9 @@ def test_moments_of_any_tensor(layout, dtype, backend):
     assert_facts(moments.facts, exact(x), 1e-12 if dtype == torch.float64 or backend == "reference" else 1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (7, 1), (3, 5), (2, 17, 1, 1), (1, 3, 4099), (4099, 33), (2, 3, 4, 5, 6), (2049, 2, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 1, 1), (7, 1), (3, 5), (2, 17, 1, 1), (1, 3, 4099), (4099, 33), (2, 3, 4, 5, 6), (2049, 2, 1)]
+)
 def test_odd_sizes(shape):
     x = torch.randn(shape, dtype=torch.float64)
     moments = moments_of(x)

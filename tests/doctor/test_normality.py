@@ -14,8 +14,6 @@ def moments_of(x):
     return moments
 
 
-
-
 @pytest.mark.parametrize("n", [8, 20, 25, 400])
 def test_k2_is_that_of_scipy(n):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")

@@ -28,7 +28,7 @@ DATA = {
     "far away": lambda: torch.randn(9, 1, 500) + 1e4,
     "heavy tails": lambda: torch.randn(9, 1, 500) / torch.rand(9, 1, 500).clamp_min(1e-6),
     "rectified": lambda: torch.randn(9, 1, 500).relu(),
-    "two atoms": lambda: (torch.rand(9, 1, 500) > 0.999).float(),
+    "two atoms": lambda: torch.bernoulli(torch.full((9, 1, 500), 0.001)),
     "bf16": lambda: torch.randn(9, 1, 500).bfloat16(),
     "float64": lambda: 1e9 + torch.randn(9, 1, 500, dtype=torch.float64),
     "tiny": lambda: torch.randn(9, 1, 500) * 1e-30,

@@ -55,7 +55,7 @@ def describe(x: Tensor, facts: Tensor, tallies: Tensor | None = None, grid: Grid
         in_kernel(x, facts, extremes, tallies, None if grid is None else grid.narrowed(x.dtype))
     else:
         extremes[0], extremes[1] = x.amin(2), x.amax(2)
-        for part in x.split(max(1, CHUNK // (x.shape[1] * x.shape[2]))):
+        for part in torch.split(x, max(1, CHUNK // (x.shape[1] * x.shape[2]))):
             _describe(part.transpose(0, 1).reshape(channels, -1), facts, tallies, grid)
     return Extremes(extremes[0], extremes[1])
 

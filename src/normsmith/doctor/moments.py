@@ -43,7 +43,9 @@ class FourMoments:
     def of_cells(cls, x: Tensor) -> "FourMoments":
         """The moments of every cell of x of shape (N, C, ...): those of sample n and channel c are at n * C + c."""
         if x.dim() < 2:
-            raise InputError(f"of_cells expects a tensor of shape (N, C, ...): got {tuple(x.shape)}; add the dimension of samples")
+            raise InputError(
+                f"of_cells expects a tensor of shape (N, C, ...): got {tuple(x.shape)}; add the dimension of samples"
+            )
         cells = x.shape[0] * x.shape[1]
         moments = cls(cells, x.device)
         moments.add(x.reshape(1, cells, -1) if x.numel() else x.new_empty((0, cells)))

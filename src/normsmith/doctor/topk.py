@@ -25,9 +25,13 @@ class TopK:
 
     def add(self, scores: Tensor, samples: Tensor) -> None:
         """Add scores of shape (N, C) of the samples with these indices, (N,)."""
-        indices = samples.unique()  # sorted
+        indices = torch.unique(samples)  # sorted
         different = len(indices) == len(samples)
-        if scores.shape != (len(samples), self.channels) or not different or bool((indices < 0).any() | (indices > _LAST).any()):
+        if (
+            scores.shape != (len(samples), self.channels)
+            or not different
+            or bool((indices < 0).any() | (indices > _LAST).any())
+        ):
             raise InputError(
                 f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {_LAST}: got "
                 f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"

@@ -49,4 +49,3 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
         return
     with threads.turn():
         parallel.shape_describe(*arguments, tiles, cores)
-

@@ -29,7 +29,7 @@ def _pointer(typing: Any, address: Any, zero: Any) -> Any:
 
 
 @intrinsic
-def _item_size(typing: Any, zero: Any) -> Any:
+def item_size(typing: Any, zero: Any) -> Any:
     """Bytes of one element of the type of `zero`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -51,7 +51,7 @@ def cast(typing: Any, value: Any, zero: Any) -> Any:
 @sequential
 def view(address, zero, offset, size):
     """`size` adjacent elements of the type of `zero`, beginning `offset` elements behind `address`."""
-    return carray(_pointer(address + offset * _item_size(zero), zero), (size,))
+    return carray(_pointer(address + offset * item_size(zero), zero), (size,))
 
 
 @sequential

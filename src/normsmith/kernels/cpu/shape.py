@@ -11,9 +11,11 @@ Extremes are compared as integers of the same order as the floats: that vectoris
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.memory import cast, item_size, sequential, view
 
-BLOCK = 2048
+BLOCK = 2048  # positions of a channel swept at once
+SHORT = 256  # the same where a tile has several channels
+PAD = 16  # between the rows of the scratch, which would else compete for the same lines of the cache
 WIDE = np.float64(0)
 NARROW = np.float32(0)
 WORD = np.int32(0)
@@ -138,10 +140,45 @@ def bin_block(block, center, inverse, zero, side, shift, places, words, tally):
     for i in range(block.size):
         places[i] = cast(one + abs((block[i] - center) * inverse), NARROW)
     for i in range(block.size):
-        bin = min((words[i] - base) >> shift, side - np.int32(1))
-        words[i] = side + bin if block[i] >= center else side - np.int32(1) - bin
+        away = min((words[i] - base) >> shift, side - np.int32(1))
+        words[i] = side + away if block[i] >= center else side - np.int32(1) - away
     for i in range(block.size):
         tally[words[i]] += 1
+
+
+@sequential
+def load(zero, x, step, scratch, pitch, filled, take, tile, width):
+    """Copy `take` positions of a tile into the scratch, where each channel is a row."""
+    if tile == 1:
+        block, row = view(scratch, zero, filled, take), view(x, zero, 0, take)
+        for i in range(take):
+            block[i] = row[i]
+    else:
+        block = view(scratch, zero, 0, tile * pitch)
+        for i in range(take):
+            row = view(x, zero, i * step, width)
+            for k in range(width):
+                block[k * pitch + filled + i] = row[k]
+
+
+@sequential
+def note_extremes(words, word, sign, top, low, high, first):
+    """Those of one more part of a cell, into the cell's, which the first part begins."""
+    least, most = view(low, word, 0, 1), view(high, word, 0, 1)
+    lowest, highest = extremes(words, sign, top)
+    if not first:
+        lowest, highest = min(lowest, ordered(least[0], sign, top)), max(highest, ordered(most[0], sign, top))
+    least[0], most[0] = ordered(lowest, sign, top), ordered(highest, sign, top)
+
+
+@sequential
+def clean(block, words, zero, word, sign, top, pair):
+    """How many finite elements the block begins with, the others being moved out, and their extremes."""
+    note_extremes(words, word, sign, top, pair.ctypes.data, pair[1:].ctypes.data, True)
+    low, high = view(pair.ctypes.data, zero, 0, 1)[0], view(pair[1:].ctypes.data, zero, 0, 1)[0]
+    if np.isfinite(low) and np.isfinite(high):
+        return block.size, np.float64(low), np.float64(high)
+    return keep_finite(block)
 
 
 @sequential
@@ -153,62 +190,40 @@ def describe(
 
     Tallies have the type of `number`.
     """
-    scratch = np.empty((tile, BLOCK), dtype=np.float64)  # room for either type
-    places = np.empty(BLOCK, dtype=np.float32)
+    height = BLOCK if tile == 1 else SHORT
+    pitch = height + PAD
+    room = np.empty((tile, pitch), dtype=np.float64)  # enough for either type
+    item = item_size(zero)
+    places, pair = np.empty(BLOCK, dtype=np.float32), np.empty(2, dtype=np.float64)
     words = view(places.ctypes.data, WORD, 0, BLOCK)
-    total = samples * size
     for at in range(begin, end):
+        scratch = room.ctypes.data  # asked for in the loop: an array is freed after its last mention, whoever has its address
         origin = at * tile
         width = min(tile, channels - origin)
         filled = 0
         done = 0
-        for n in range(samples):
-            start = 0
-            while start < size:
-                take = min(size - start, BLOCK - filled)
-                if tile == 1:
-                    block = view(scratch.ctypes.data, zero, filled, take)
-                    row = view(x, zero, n * xn + origin * xc + start * xs, take)
-                    for i in range(take):
-                        block[i] = row[i]
-                else:
-                    block = view(scratch.ctypes.data, zero, 0, tile * BLOCK)
-                    for i in range(take):
-                        row = view(x, zero, n * xn + origin * xc + (start + i) * xs, width)
-                        for k in range(width):
-                            block[k * BLOCK + filled + i] = row[k]
-                if lows is not None:
-                    for k in range(width):
-                        cell = n * channels + origin + k
-                        low, high = extremes(view(scratch.ctypes.data, word, k * BLOCK + filled, take), sign, top)
-                        least, most = view(lows, word, cell, 1), view(highs, word, cell, 1)
-                        least[0] = ordered(low if start == 0 else min(low, ordered(least[0], sign, top)), sign, top)
-                        most[0] = ordered(high if start == 0 else max(high, ordered(most[0], sign, top)), sign, top)
-                start += take
-                filled += take
-                done += take
-                if filled < BLOCK and done < total:
-                    continue
+        while done < samples * size:
+            n, start = done // size, done % size
+            take = min(size - start, height - filled)
+            load(zero, x + (n * xn + origin * xc + start * xs) * item, xs, scratch, pitch, filled, take, tile, width)
+            if lows is not None:
                 for k in range(width):
-                    channel = origin + k
-                    fact = view(facts, WIDE, channel * 8, 8)
-                    held = filled
-                    bits = view(scratch.ctypes.data, word, k * BLOCK, held)
-                    edge = view(scratch.ctypes.data, zero, k * BLOCK, held)
-                    least_word, most_word = extremes(bits, sign, top)
-                    pair = np.empty(2, dtype=np.float64)
-                    as_words, as_floats = view(pair.ctypes.data, word, 0, 2), view(pair.ctypes.data, zero, 0, 2)
-                    as_words[0], as_words[1] = ordered(least_word, sign, top), ordered(most_word, sign, top)
-                    low, high = np.float64(as_floats[0]), np.float64(as_floats[1])
-                    if not (np.isfinite(low) and np.isfinite(high)):
-                        held, low, high = keep_finite(edge)
-                        fact[7] += filled - held
-                    if held == 0:
-                        continue
-                    edge = edge[:held]
-                    add_block(edge, low, high, zero, fact)
-                    if tallies is not None:
-                        middle, unit = view(center, zero, channel, 1)[0], view(inverse, zero, channel, 1)[0]
-                        tally = view(tallies, number, channel * 2 * side, 2 * side)
-                        bin_block(edge, middle, unit, zero, side, shift, places, words, tally)
-                filled = 0
+                    cell = (n * channels + origin + k) * item
+                    part = view(scratch, word, k * pitch + filled, take)
+                    note_extremes(part, word, sign, top, lows + cell, highs + cell, start == 0)
+            filled += take
+            done += take
+            if filled < height and done < samples * size:
+                continue
+            for k in range(width):
+                c = origin + k
+                fact, block = view(facts, WIDE, c * 8, 8), view(scratch, zero, k * pitch, filled)
+                held, low, high = clean(block, view(scratch, word, k * pitch, filled), zero, word, sign, top, pair)
+                fact[7] += filled - held
+                if held > 0:
+                    add_block(block[:held], low, high, zero, fact)
+                if held > 0 and tallies is not None:
+                    middle, unit = view(center, zero, c, 1)[0], view(inverse, zero, c, 1)[0]
+                    tally = view(tallies, number, c * 2 * side, 2 * side)
+                    bin_block(block[:held], middle, unit, zero, side, shift, places, words, tally)
+            filled = 0
