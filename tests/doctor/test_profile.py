@@ -120,7 +120,7 @@ def test_batches_on_one_grid_merge_exactly():
         for k in order[1:]:
             merged = merged.merge(parts[k])
         assert torch.equal(merged.tallies, whole.tallies)
-        assert merged.coarse == 0
+        assert (merged.blur == 0).all()
         assert torch.equal(merged.grid.scale, whole.grid.scale)
     halves = profile_of(*x[:, :4].split(12)), [profile_of(part) for part in x[:, :4].split(12)]
     assert torch.equal(halves[1][0].merge(halves[1][1]).tallies, halves[0].tallies)  # the same grid by itself
@@ -130,7 +130,8 @@ def test_other_grids_cost_a_bin():
     one, two = torch.randn(9, 1, 500), 7 * torch.randn(9, 1, 500) + 20
     for first, second in ((one, two), (two, one)):
         merged = profile_of(first).merge(profile_of(second))
-        assert merged.coarse == 1
+        # Bins of the finer grid lie within those of the coarser one, where borders are dyadic; the other way they cannot.
+        assert (0 < merged.blur.item() < 60) if second is two else merged.blur.item() == 0
         assert merged.tallies.sum() == 9000
         values, (_, low, high) = flat(one, two), merged.quantiles()
         for k, fraction in enumerate(module.PERCENTILES):
@@ -141,10 +142,10 @@ def test_other_grids_cost_a_bin():
         expected = torch.tensor([first, first, second, second])
         assert (found.low[0] - 1e-6 <= expected).all()
         assert (expected <= found.high[0] + 1e-6).all()
-        assert merged.coarse == 0
+        assert (merged.blur == 0).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), max_size=5), min_size=1, max_size=5), st.randoms())
 def test_the_order_moves_no_element_further_than_the_bounds(batches, random):
     batches = [torch.tensor(b, dtype=torch.float32).view(-1, 1) for b in batches]
@@ -174,7 +175,7 @@ def test_one_histogram_of_a_layer():
     assert layer.tallies.sum() == x.numel()
     values, (_, low, high) = flat(x), layer.quantiles()
     for k, fraction in enumerate(module.PERCENTILES):
-        slack = (4.0 + 1) / 16  # bins of the widest channel, beside those of the layer
+        slack = 1e-5
         assert low[0, k] - slack <= values[int(fraction * (len(values) - 1))] <= high[0, k] + slack
     assert z.tallies.sum() == x.numel() - 2700
     expected = torch.special.ndtri(torch.tensor(module.PERCENTILES).double())
@@ -209,7 +210,20 @@ def test_state_is_all_there_is():
     profile.add(x * 2)
     again.add(x * 2)
     assert torch.equal(again.tallies, profile.tallies)
+    assert torch.equal(again.edges(), profile.edges())
     assert torch.equal(again.moments.facts, profile.moments.facts)
+
+
+def test_filled_in_inference_mode():
+    x = torch.randn(7, 4, 30)
+    x[:, 2] = 0.0
+    profile = Profile(4)
+    with torch.inference_mode():
+        profile.add(x)
+        profile.add(x + 1)
+    assert torch.equal(profile.merge(profile.fresh()).tallies, profile_of(x, x + 1).tallies)
+    profile.add(x * 2)
+    assert profile.tallies.sum() == 3 * x.numel()
 
 
 def test_wrong_input():

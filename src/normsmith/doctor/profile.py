@@ -24,8 +24,8 @@ class Between(NamedTuple):
 class Profile:
     """Moments and histogram of every channel, 1.8 kB each. The first batch decides on the grid of a channel's bins, see `grid.py`.
 
-    Tallies are exact. Two profiles on the same grid merge exactly; `fresh()` makes one on this grid. Otherwise the second one's elements
-    are moved by less than one of its bins, which `coarse` counts and the bounds allow for.
+    Tallies are exact. Two profiles on the same grid merge exactly; `fresh()` makes one on this grid. Otherwise elements of the second
+    are moved by less than one of its bins; `blur`, (C,), says by how many of this one's at most, and the bounds allow for it.
     """
 
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
@@ -33,7 +33,7 @@ class Profile:
         self.moments = FourMoments(channels, device)
         self.tallies = torch.zeros((channels, BINS), dtype=torch.int32, device=device)
         self.grid = Grid(*torch.zeros((2, channels), dtype=torch.float64, device=device))
-        self.coarse = 0
+        self.blur = torch.zeros(channels, dtype=torch.int64, device=device)
         self._open = True  # whether a channel may still be without a scale
         self._held = 0  # elements a channel at most
 
@@ -47,7 +47,7 @@ class Profile:
         """Add a batch of shape (N, C, ...); the extremes of its cells, which the pass finds too."""
         view = checked(x, self.channels, "Profile")
         if view.device != self.tallies.device:
-            self._restore([t.to(view.device) for t in self._tensors()], self.coarse)
+            self._restore([t.to(view.device) for t in self.state()])
         self._make_room(view.shape[0] * view.shape[2])
         if not self._open:
             return describe(view, self.moments.facts, self.tallies, self.grid)
@@ -98,55 +98,57 @@ class Profile:
         apart = (scale == 0) & (merged.moments.std > 0)
         found = fitting(merged.moments.mean, merged.moments.std, torch.float64)
         merged.grid = Grid(torch.where(apart, found.center, center), torch.where(apart, found.scale, scale))
-        one, moved = self._on(merged.grid)
-        two, moved_too = other._on(merged.grid)
-        merged._make_room(int(max((one + two).sum(1).amax().item(), 0)) if self.channels else 0)
-        merged.tallies = (one + two).to(merged.tallies.dtype)
-        merged.coarse = max(self.coarse + moved, other.coarse + moved_too)
-        merged._open = bool((merged.grid.scale == 0).any())
+        parts = [part._on(merged.grid) for part in (self, other)]
+        tallies, blur = (torch.stack(values) for values in zip(*parts, strict=True))
+        merged._restore([merged.moments.facts, tallies.sum(0), *merged.grid, blur.amax(0)])
         return merged
 
-    def _on(self, grid: Grid) -> tuple[Tensor, int]:
-        """The tallies on another grid, and by how many bins at most an element has been moved."""
-        tallies = self.tallies.long()
+    def _on(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Tallies and blur on another grid."""
+        tallies, blur = self.tallies.long(), self.blur.clone()
         same = (grid.center == self.grid.center) & (grid.scale == self.grid.scale)
         other = (~same & (self.moments.count > 0)).nonzero().flatten()
-        if not len(other):
-            return tallies, 0
-        part = Grid(grid.center[other], grid.scale[other])
-        borders = edges(part, self.moments.low[other], self.moments.high[other])
-        cumulated = self.cumulated(borders, other).round().long()
-        cumulated[:, 0], cumulated[:, -1] = 0, tallies[other].sum(1)
-        tallies[other] = cumulated.diff(dim=1)
-        alone = self.grid.scale[other] == 0  # known to the value, so nothing moves
-        bins = places(self.moments.mean[other].unsqueeze(1), part)
-        exact = torch.zeros_like(tallies[other]).scatter_(1, bins, self.moments.count[other].long().unsqueeze(1))
-        tallies[other] = torch.where(alone.unsqueeze(1), exact, tallies[other])
-        return tallies, int(not bool(alone.all()))
+        if len(other):
+            part = Grid(grid.center[other], grid.scale[other])
+            borders = edges(part, self.moments.low[other], self.moments.high[other])
+            moved, moved_blur = self._rebinned(borders, other)
+            # Where there is one value, it is known.
+            alone, bins = self.grid.scale[other] == 0, places(self.moments.mean[other].unsqueeze(1), part)
+            exact = torch.zeros_like(moved).scatter_(1, bins, self.moments.count[other].long().unsqueeze(1))
+            tallies[other] = torch.where(alone.unsqueeze(1), exact, moved)
+            blur[other] = torch.where(alone, 0, moved_blur)
+        return tallies, blur
+
+    def _rebinned(self, borders: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tallies of some channels in other bins, and by how many of those an element may be displaced."""
+        tallies, source = self.tallies[channels].long(), self.edges()[channels]
+        cumulated = self.cumulated(borders, channels).round().long()
+        cumulated[:, 0], cumulated[:, -1] = 0, tallies.sum(1)  # also where there is one value
+        bins, blur = torch.arange(BINS, device=source.device), self.blur[channels].unsqueeze(1)
+        low = source.gather(1, (bins - blur).clamp_min(0))
+        high = source.gather(1, (bins + 1 + blur).clamp_max(BINS))
+        across = torch.searchsorted(borders, high) - torch.searchsorted(borders, low, right=True)
+        return cumulated.diff(dim=1), torch.where(tallies > 0, across.clamp_min(0), 0).amax(1)
 
     def to(self, device: torch.device) -> "Profile":
         """The same on another device."""
         return self if device == self.tallies.device else self.restored([t.to(device) for t in self.state()])
 
-    def _tensors(self) -> list[Tensor]:
-        return [self.moments.facts, self.tallies, self.grid.center, self.grid.scale]
-
     def state(self) -> list[Tensor]:
         """The tensors that are all there is to it."""
-        facts, tallies, *grid = self._tensors()
-        return [facts, tallies.long(), *grid, torch.tensor([self.coarse], device=facts.device)]
+        return [self.moments.facts, self.tallies.long(), *self.grid, self.blur]
 
     def restored(self, state: list[Tensor]) -> "Profile":
         """A stream like this one with that state."""
         profile = Profile(self.channels, state[0].device)
-        profile._restore(state[:4], int(state[4].item()))
+        profile._restore(state)
         return profile
 
-    def _restore(self, tensors: list[Tensor], coarse: int) -> None:
-        facts, tallies, center, scale = tensors
-        self.moments, self.grid, self.coarse = FourMoments.of(facts), Grid(center, scale), coarse
-        self._held = int(tallies.long().sum(1).amax().item()) if self.channels else 0
-        self.tallies = tallies.to(torch.int64 if self._held > FULL else torch.int32).contiguous()
+    def _restore(self, state: list[Tensor]) -> None:
+        facts, tallies, center, scale, self.blur = state
+        self.moments, self.grid = FourMoments.of(facts), Grid(center, scale)
+        self._held = int(tallies.sum(1).amax().item()) if self.channels else 0
+        self.tallies = tallies.to(torch.int64 if self._held > FULL else torch.int32, copy=True).contiguous()
         self._open = bool((scale == 0).any())
 
     def edges(self) -> Tensor:
@@ -154,7 +156,10 @@ class Profile:
         return edges(self.grid, self.moments.low, self.moments.high)
 
     def cumulated(self, values: Tensor, channels: Tensor | None = None) -> Tensor:
-        """About how many elements are below each of these values, (C, K): exact at borders of bins, in between a straight line."""
+        """About how many elements are below each of these values, (C, K): exact at borders of bins, in between a straight line.
+
+        At the least element none, at the greatest all.
+        """
         borders, sums = self.edges(), _sums(self.tallies)
         if channels is not None:
             borders, sums = borders[channels], sums[channels]
@@ -163,7 +168,8 @@ class Profile:
         wide = right > left
         part = torch.where(wide, (values - left) / torch.where(wide, right - left, 1), 0).clamp(0, 1)
         before, after = sums.gather(1, at - 1), sums.gather(1, at)
-        return before + part * (after - before)
+        inside = torch.where(values > borders[:, :1], before + part * (after - before), 0)
+        return torch.where(values < borders[:, -1:], inside, sums[:, -1:])
 
     def quantiles(self, fractions: tuple[float, ...] = PERCENTILES) -> Between:
         """The values below which these fractions lie, (C, K); the bounds are the borders of a bin, (1 + |z|) / 32 scales apart.
@@ -178,7 +184,8 @@ class Profile:
         low, high = borders.gather(1, at - 1), borders.gather(1, at)
         value = low + ((rank - before + 0.5) / held).clamp(0, 1) * (high - low)
         value = torch.where(rank == 0, borders[:, :1], torch.where(rank == count - 1, borders[:, -1:], value))
-        least, most = (at - 1 - self.coarse).clamp_min(0), (at + self.coarse).clamp_max(BINS)
+        blur = self.blur.unsqueeze(1)
+        least, most = (at - 1 - blur).clamp_min(0), (at + blur).clamp_max(BINS)
         low, high = borders.gather(1, least), borders.gather(1, most)
         return Between(*(torch.where(count > 0, t, torch.nan) for t in (value, low, high)))
 
@@ -199,7 +206,8 @@ class Profile:
         # Tails fall about exponentially, so their logarithm is what a straight line fits.
         curved = before.clamp_min(1) * (after / before.clamp_min(1)).clamp_min(1) ** part
         value = torch.where(before > 0, torch.where(after > before, curved, before), part * after)
-        least, most = (at - 1 - self.coarse).clamp_min(0), (at + self.coarse).clamp_max(BINS)
+        blur = self.blur.unsqueeze(1)
+        least, most = (at - 1 - blur).clamp_min(0), (at + blur).clamp_max(BINS)
         found = (value, sums.gather(1, least), sums.gather(1, most))
         none, all_of_them = values < borders[:, :1], values > borders[:, -1:]
         return Between(*(torch.where(none, 0, torch.where(all_of_them, sums[:, -1:], t)) for t in found))
@@ -214,9 +222,9 @@ class Profile:
         borders = edges(pool.grid, pool.moments.low, pool.moments.high).expand(self.channels, -1)[used]
         if standardized:
             borders = torch.addcmul(self.moments.mean[used].unsqueeze(1), borders, self.moments.std[used].unsqueeze(1))
-        cumulated = self.cumulated(borders, used).round().long()
-        cumulated[:, 0], cumulated[:, -1] = 0, self.moments.count[used].long()
-        pool._restore([pool.moments.facts, cumulated.diff(dim=1).sum(0, keepdim=True), *pool.grid], self.coarse + 1)
+        tallies, blur = self._rebinned(borders, used)
+        every = blur.amax(0, keepdim=True) if len(used) else self.blur.new_zeros(1)
+        pool._restore([pool.moments.facts, tallies.sum(0, keepdim=True), *pool.grid, every])
         return pool
 
 

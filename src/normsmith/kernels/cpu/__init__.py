@@ -5,6 +5,7 @@
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
+    shape.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     cache.py     where compiled loops are kept
 
 Importing this package imports numba, and a first call makes numba import its other half. The garbage collector would double the

@@ -35,13 +35,13 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
     tile = 1 if strides[2] == 1 else TILE
     tiles = math.ceil(channels / tile)
     number = _NUMBERS[torch.int32 if tallies is None else tallies.dtype]
-    lows, highs = (None, None) if x.shape[2] == 1 else (extremes[0].data_ptr(), extremes[1].data_ptr())
+    lows, highs = (0, 0) if x.shape[2] == 1 else (extremes[0].data_ptr(), extremes[1].data_ptr())
     side = 0 if tallies is None else tallies.shape[1] // 2
-    center, inverse = (None, None) if grid is None else (grid[0].data_ptr(), grid[1].data_ptr())
+    center, inverse = (0, 0) if grid is None else (grid[0].data_ptr(), grid[1].data_ptr())
     arguments = (
         *(ZEROS[x.dtype], *_WORDS[x.dtype], x.data_ptr(), *strides, samples, channels, size, tile),
         *(center, inverse, np.int32(side), SHIFT),
-        *(number, None if tallies is None else tallies.data_ptr(), facts.data_ptr(), lows, highs),
+        *(number, 0 if tallies is None else tallies.data_ptr(), facts.data_ptr(), lows, highs),
     )
     cores = min(threads.available(x.numel()), tiles)
     if cores == 0:

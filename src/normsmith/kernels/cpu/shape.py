@@ -186,9 +186,9 @@ def describe(
     zero, word, sign, top, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, shift, number, tallies, facts, lows, highs,
     begin, end
 ):  # fmt: skip
-    """Everything about the channels of these tiles; without a histogram `tallies` is None, without extremes of cells `lows` is.
+    """Everything about the channels of these tiles; without a histogram `tallies` is 0, without extremes of cells `lows` is.
 
-    Tallies have the type of `number`.
+    That is decided while it runs, as each form compiled would take its seconds. Tallies have the type of `number`.
     """
     height = BLOCK if tile == 1 else SHORT
     pitch = height + PAD
@@ -206,7 +206,7 @@ def describe(
             n, start = done // size, done % size
             take = min(size - start, height - filled)
             load(zero, x + (n * xn + origin * xc + start * xs) * item, xs, scratch, pitch, filled, take, tile, width)
-            if lows is not None:
+            if lows:
                 for k in range(width):
                     cell = (n * channels + origin + k) * item
                     part = view(scratch, word, k * pitch + filled, take)
@@ -222,7 +222,7 @@ def describe(
                 fact[7] += filled - held
                 if held > 0:
                     add_block(block[:held], low, high, zero, fact)
-                if held > 0 and tallies is not None:
+                if held > 0 and tallies:
                     middle, unit = view(center, zero, c, 1)[0], view(inverse, zero, c, 1)[0]
                     tally = view(tallies, number, c * 2 * side, 2 * side)
                     bin_block(block[:held], middle, unit, zero, side, shift, places, words, tally)
