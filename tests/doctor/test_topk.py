@@ -5,8 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import normsmith as ns
 from normsmith.doctor.topk import TopK
 from normsmith.errors import InputError, OptionError
+
+
+@pytest.fixture(autouse=True, params=["auto", "reference"])
+def _backend(request):
+    with ns.backend(request.param):
+        yield
 
 
 def topk_of(k, *batches):
@@ -66,6 +73,15 @@ def test_neither_order_nor_merging_matters(batches, random):
     for batch in random.sample(batches, len(batches)):
         merged = topk_of(3, batch).merge(merged)
     assert torch.equal(merged.keys, whole.keys)
+
+
+def test_neither_backend_nor_layout_matters():
+    scores, samples = torch.randn(50, 9).round(decimals=1), torch.randperm(200)[:50]
+    one, two = topk_of(3, (scores, samples)), topk_of(3, (scores.T.contiguous().T.double(), samples.int()))
+    with ns.backend("reference"):
+        three = topk_of(3, (scores, samples))
+    assert torch.equal(one.keys, two.keys)
+    assert torch.equal(one.keys, three.keys)
 
 
 def test_wrong_input():

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from normsmith.errors import InputError, OptionError
+from normsmith.kernels import reference
+from normsmith.kernels.choose import backend_for, kernels_take
 
 _EMPTY = torch.iinfo(torch.int64).min
 _LAST = 2**32 - 1
@@ -25,7 +27,8 @@ class TopK:
 
     def add(self, scores: Tensor, samples: Tensor) -> None:
         """Add scores of shape (N, C) of the samples with these indices, (N,)."""
-        indices = torch.unique(samples)  # sorted
+        samples = samples.long()
+        indices = torch.unique(samples)
         different = len(indices) == len(samples)
         if (
             scores.shape != (len(samples), self.channels)
@@ -39,9 +42,15 @@ class TopK:
         self.keys = self.keys.to(scores.device)
         if not len(samples):
             return
-        words = (scores.detach().float() + 0.0).T.contiguous().view(torch.int32)  # + 0.0 makes one zero of both
+        scores = scores.detach().float().contiguous()
+        if kernels_take(scores) and backend_for(scores) is not reference:
+            from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
+
+            keep_largest(scores, samples.to(scores.device).contiguous(), self.keys)
+            return
+        words = (scores + 0.0).T.contiguous().view(torch.int32)  # + 0.0 makes one zero of both
         ordered = (words ^ ((words >> 31) & _TOP)).long()
-        keys = (ordered << 32) | (_LAST - samples.to(scores.device).long())
+        keys = (ordered << 32) | (_LAST - samples.to(scores.device))
         keys = torch.where(scores.T.isnan(), _EMPTY, keys)
         rows = (keys.amax(1) > self.keys[:, -1]).nonzero().flatten()
         if len(rows):
@@ -67,7 +76,7 @@ class TopK:
     def restored(self, state: list[Tensor]) -> "TopK":
         """A stream like this one with that state."""
         stream = TopK(self.channels, self.k)
-        stream.keys = state[0]
+        stream.keys = state[0].clone(memory_format=torch.contiguous_format)
         return stream
 
     @property

@@ -49,3 +49,9 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
         return
     with threads.turn():
         parallel.shape_describe(*arguments, tiles, cores)
+
+
+def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor) -> None:
+    """Insert contiguous float32 scores, (N, C), of samples with these int64 numbers, into descending int64 keys, (C, k)."""
+    _, sign, top = _WORDS[torch.float32]
+    shape.keep_largest(scores.data_ptr(), samples.data_ptr(), *scores.shape, keys.data_ptr(), keys.shape[1], sign, top)

@@ -1,4 +1,5 @@
-"""The loop behind `doctor`: power sums to the fourth, extremes and a histogram of every channel, in one pass over memory.
+"""The loops behind `doctor`: power sums to the fourth, extremes and a histogram of every channel, in one pass over memory;
+and the largest scores.
 
 Blocks of a channel are gathered into a scratch that stays in the first cache, where the sweeps over them cost little. The loop treats
 the tiles `begin` to `end` of `tile` adjacent channels: 1 where positions are adjacent in memory, 16 where channels are, so that whole
@@ -19,6 +20,7 @@ PAD = 16  # between the rows of the scratch, which would else compete for the sa
 WIDE = np.float64(0)
 NARROW = np.float32(0)
 WORD = np.int32(0)
+LONG = np.int64(0)
 
 
 @sequential
@@ -201,9 +203,9 @@ def describe(
         origin = at * tile
         width = min(tile, channels - origin)
         filled = 0
-        done = 0
-        while done < samples * size:
-            n, start = done // size, done % size
+        n = 0
+        start = 0
+        while n < samples:
             take = min(size - start, height - filled)
             load(zero, x + (n * xn + origin * xc + start * xs) * item, xs, scratch, pitch, filled, take, tile, width)
             if lows:
@@ -212,8 +214,11 @@ def describe(
                     part = view(scratch, word, k * pitch + filled, take)
                     note_extremes(part, word, sign, top, lows + cell, highs + cell, start == 0)
             filled += take
-            done += take
-            if filled < height and done < samples * size:
+            start += take
+            if start == size:
+                n += 1
+                start = 0
+            if filled < height and n < samples:
                 continue
             for k in range(width):
                 c = origin + k
@@ -227,3 +232,30 @@ def describe(
                     tally = view(tallies, number, c * 2 * side, 2 * side)
                     bin_block(block[:held], middle, unit, zero, side, shift, places, words, tally)
             filled = 0
+
+
+@sequential
+def keep_largest(scores, numbers, samples, channels, keys, kept, sign, top):
+    """Insert the scores (N, C) of samples with these numbers into the descending keys (C, kept), as `doctor/topk.py` packs them."""
+    last, nothing = np.int64(0xFFFFFFFF), np.int64(-0x8000000000000000)
+    sample = view(numbers, LONG, 0, samples)
+    for n in range(samples):
+        words, values = view(scores, WORD, n * channels, channels), view(scores, NARROW, n * channels, channels)
+        number = last - sample[n]
+        for c in range(channels):
+            row = view(keys, LONG, c * kept, kept)
+            word = ordered(words[c], sign, top) if values[c] != 0 else WORD
+            key = (np.int64(word) << 32) | number
+            if key <= row[kept - 1] or np.isnan(values[c]):
+                continue
+            at = kept - 1
+            for k in range(kept):
+                if row[k] & last == number and row[k] != nothing:  # the same sample
+                    at = k
+                    break
+            if row[at] >= key:
+                continue
+            while at > 0 and row[at - 1] < key:
+                row[at] = row[at - 1]
+                at -= 1
+            row[at] = key
