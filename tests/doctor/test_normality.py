@@ -27,6 +27,21 @@ def test_k2_is_that_of_scipy(n):
         assert found.jarque_bera[c].item() == pytest.approx(bera.statistic, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("n", "k2", "chance", "bera"),
+    [
+        (8, 1.7451672679441534, 0.41787052887416176, 1.0626257857627568),
+        (25, 4.837968391931639, 0.08901199028989934, 3.7706478032143407),
+        (400, 406.37626641352233, 5.708407395036122e-89, 42.20538431058313),
+    ],
+)
+def test_what_scipy_said(n, k2, chance, bera):
+    found = normality(moments_of((torch.arange(1, n + 1).double() ** 2).sin().exp().unsqueeze(1)))  # by scipy 1.17.1
+    assert found.k2.item() == pytest.approx(k2, rel=1e-9)
+    assert found.k2_chance.item() == pytest.approx(chance, rel=1e-7)
+    assert found.jarque_bera.item() == pytest.approx(bera, rel=1e-9)
+
+
 def test_a_gaussian_is_rejected_as_often_as_announced():
     found = normality(moments_of(torch.randn(200, 4000, dtype=torch.float64)))
     for level in (0.1, 0.05, 0.01):

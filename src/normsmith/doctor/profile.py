@@ -54,14 +54,18 @@ class Profile:
         before = self.moments.count.clone()
         if not bool(before.any()):  # no grid yet: one pass for it, one for the tallies
             extremes = describe(view, self.moments.facts)
-            self._settle(view.dtype, before)
+            self._settle(view.dtype)
             describe(view, no_facts(self.channels, view.device), self.tallies, self.grid)
             return extremes
         extremes = describe(view, self.moments.facts, self.tallies, self.grid)
-        late = self._settle(view.dtype, before)
-        if len(late):  # these were tallied without a scale
-            part, tallies = view[:, late], self.tallies[late]
-            describe(part, no_facts(len(late), view.device), tallies, Grid(*(t[late] for t in self.grid)))
+        values, std = self.grid.center, self.moments.std
+        late = ((self.grid.scale == 0) & (self.moments.count > 0) & ((std > 0) | (before == 0))).nonzero().flatten()
+        self._settle(view.dtype)
+        if len(late):  # their last batch was tallied without a scale, and before it they had one value or none
+            part, grid, tallies = view[:, late], Grid(*(t[late] for t in self.grid)), torch.zeros_like(self.tallies[late])
+            bins = places(values[late].to(view.dtype).unsqueeze(1), grid)
+            tallies.scatter_(1, bins, before[late].to(tallies.dtype).unsqueeze(1))
+            describe(part, no_facts(len(late), view.device), tallies, grid)
             self.tallies[late] = tallies
         return extremes
 
@@ -70,21 +74,12 @@ class Profile:
         if self._held > FULL and self.tallies.dtype == torch.int32:
             self.tallies = self.tallies.long()
 
-    def _settle(self, dtype: torch.dtype, before: Tensor) -> Tensor:
-        """Give a grid to the channels that had none; those whose last batch was tallied without one, and now hold what was before."""
-        std, ready = self.moments.std, (self.grid.scale == 0) & (self.moments.count > 0)
-        found = fitting(self.moments.mean, std, dtype)
-        center = torch.where(ready, found.center, self.grid.center)
-        scale = torch.where(ready, found.scale, self.grid.scale)
-        late = (ready & ((std > 0) | (before == 0))).nonzero().flatten()
-        if len(late):
-            values, grid = self.grid.center[late].to(dtype), Grid(center[late], scale[late])
-            self.tallies[late] = 0
-            bins = places(values.unsqueeze(1), grid).squeeze(1)
-            self.tallies[late, bins] = before[late].to(self.tallies.dtype)
-        self.grid = Grid(center, scale)
-        self._open = bool((scale == 0).any())
-        return late
+    def _settle(self, dtype: torch.dtype) -> None:
+        """Give a grid to the channels that have more than one value now; of those with one it is the center."""
+        ready = (self.grid.scale == 0) & (self.moments.count > 0)
+        found = fitting(self.moments.mean, self.moments.std, dtype)
+        center, scale = (torch.where(ready, new, old) for new, old in zip(found, self.grid, strict=True))
+        self.grid, self._open = Grid(center, scale), bool((scale == 0).any())
 
     def merge(self, other: "Profile") -> "Profile":
         """The profile of the elements of both, on this one's grid where it has one."""
