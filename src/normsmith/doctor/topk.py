@@ -27,14 +27,9 @@ class TopK:
 
     def add(self, scores: Tensor, samples: Tensor) -> None:
         """Add scores of shape (N, C) of the samples with these indices, (N,)."""
-        samples = samples.long()
-        indices = torch.unique(samples)
-        different = len(indices) == len(samples)
-        if (
-            scores.shape != (len(samples), self.channels)
-            or not different
-            or bool((indices < 0).any() | (indices > _LAST).any())
-        ):
+        numbers = set(samples.tolist())  # for a batch quicker than tensors are
+        in_range = not numbers or (min(numbers) >= 0 and max(numbers) <= _LAST)
+        if scores.shape != (len(samples), self.channels) or len(numbers) != len(samples) or not in_range:
             raise InputError(
                 f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {_LAST}: got "
                 f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"
@@ -46,11 +41,11 @@ class TopK:
         if kernels_take(scores) and backend_for(scores) is not reference:
             from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
 
-            keep_largest(scores, samples.to(scores.device).contiguous(), self.keys)
+            keep_largest(scores, samples.to(scores.device, torch.int64).contiguous(), self.keys)
             return
         words = (scores + 0.0).T.contiguous().view(torch.int32)  # + 0.0 makes one zero of both
         ordered = (words ^ ((words >> 31) & _TOP)).long()
-        keys = (ordered << 32) | (_LAST - samples.to(scores.device))
+        keys = (ordered << 32) | (_LAST - samples.to(scores.device, torch.int64))
         keys = torch.where(scores.T.isnan(), _EMPTY, keys)
         rows = (keys.amax(1) > self.keys[:, -1]).nonzero().flatten()
         if len(rows):
