@@ -27,6 +27,7 @@ FLOORS = [
     "methods",
     "locate",
     "surgery",
+    "analysis",
     "integrations",
     "bench",
     "cli",

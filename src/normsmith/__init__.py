@@ -48,6 +48,8 @@ _ELSEWHERE = {
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 
+_ROOMS = ("analysis",)  # public as a whole: ns.analysis.bn_jacobian
+
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",
     "CaptureError",
@@ -62,11 +64,13 @@ __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "UnknownMethodError",
     "catalog",
     "make",
-    *sorted(_ELSEWHERE),
+    *sorted({*_ELSEWHERE, *_ROOMS}),
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"normsmith.{name}")
     if name not in _ELSEWHERE:
         raise AttributeError(f"module 'normsmith' has no attribute {name!r}; normsmith.catalog() lists the methods")
     value = globals()[name] = getattr(importlib.import_module(_ELSEWHERE[name]), name)
