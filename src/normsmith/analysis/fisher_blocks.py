@@ -133,7 +133,8 @@ def _take(still: Still, batch: Any, family: Likelihood, sums: dict[nn.Module, _S
             del calls[layer]
             continue
         own.left_out = ""
-    _sum(z, family.gradients(z, still.target(batch)), calls, sums, kind)
+    if calls:
+        _sum(z, family.gradients(z, still.target(batch)), calls, sums, kind)
     return samples
 
 
