@@ -209,7 +209,7 @@ class TestKronecker:
         block = a.fisher_blocks(model, [x], homogeneous=False, where=lambda _, name: name == "1").blocks["1"]
         torch.testing.assert_close(block.A, torch.diag(values / (values + eps)), rtol=0, atol=1e-12)
         before = a.fisher_blocks(model, [x], homogeneous=False).blocks["0"]
-        assert a.ExactBlock(before.A).condition() > 50 * a.ExactBlock(block.A).condition(), "which is what whitening is for"
+        assert a.ExactBlock(before.A).condition() > 30 * a.ExactBlock(block.A).condition(), "which is what whitening is for"
 
     def test_repeatable_and_at_any_precision(self):
         model = convolutional()

@@ -42,6 +42,32 @@ def test_no_trace_when_the_model_raises(name):
     assert changed(before, record(model)) == []
 
 
+@pytest.mark.parametrize("name", ["across_runs", "fisher_blocks"])
+def test_no_trace_when_the_loader_raises(name):
+    model, batch = everything()
+    before = record(model)
+
+    def loader():
+        yield batch
+        torch.randn(3)
+        raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file"):
+        a.across_runs(model, cross_entropy, loader()) if name == "across_runs" else a.fisher_blocks(model, loader())
+    assert changed(before, record(model)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_no_trace_on_a_gpu(name):
+    model, batch = everything()
+    model.cuda()
+    before, state = record(model), torch.cuda.get_rng_state()
+    QUESTIONS[name](model, batch)
+    assert changed(before, record(model)) == []
+    assert torch.equal(state, torch.cuda.get_rng_state())
+
+
 @pytest.mark.parametrize("name", QUESTIONS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_around_it(name, mode):

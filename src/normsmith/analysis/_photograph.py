@@ -1,6 +1,7 @@
 """A model as it is at a moment, with everything a run could move besides tensors, and the way back."""
 
 import random
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -9,6 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_CONTAINERS = (
+    dict,
+    OrderedDict,
+    defaultdict,
+    list,
+    set,
+)  # not what only looks like them: a model's output may refuse to be filled
 _NO_HOLDERS = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType, torch.Generator)
 
 
@@ -22,10 +30,7 @@ class Photograph:
     def __init__(self, model: nn.Module) -> None:
         self._attributes = [(holder, dict(vars(holder))) for holder in _holders(model)]
         self._containers: list[tuple[Any, Any]] = [
-            (value, value.copy())
-            for _, saved in self._attributes
-            for value in saved.values()
-            if isinstance(value, dict | list | set)
+            (value, value.copy()) for _, saved in self._attributes for value in saved.values() if type(value) in _CONTAINERS
         ]
 
     def restore(self) -> None:

@@ -62,7 +62,8 @@ def fisher_blocks(
     `forward(model, batch)` returns the output if model(input) does not.
 
     The model runs in evaluation, where each sample has a gradient of its own, over `batches` of the loader, or all: one forward each, and
-    a backward for each draw. It is afterwards as it was.
+    a backward for each draw. Norms without running statistics couple samples there too; dh is then of the loss of the whole batch. The
+    model is afterwards as it was.
     """
     if kind not in ("kronecker", "exact"):
         raise OptionError(f"fisher_blocks expects kind as 'kronecker' or 'exact': got {kind!r}")
