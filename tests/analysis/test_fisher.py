@@ -60,7 +60,7 @@ def convolutional():
     return nn.Sequential(
         nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
         nn.ReLU(inplace=True),
-        nn.Conv2d(3, 3, 3, padding="same", padding_mode="circular", bias=False),
+        nn.Conv2d(3, 3, (2, 3), padding="same", padding_mode="circular", bias=False),
         nn.BatchNorm2d(3),
         nn.ReLU(inplace=True),
         nn.Dropout(0.5),
@@ -358,7 +358,7 @@ class TestNaturalStep:
         torch.testing.assert_close(model.bias.detach(), solution[:, 3])
         assert found.decrease == pytest.approx((start - half_square(model(x), y) / 20).item())
 
-    def test_formula_with_damping_and_directions_without_curvature(self):
+    def test_formula_with_damping(self):
         model, x, y = nn.Linear(3, 2).double(), torch.randn(4, 3).double(), torch.tensor([0, 1, 1, 0])
         found = a.natural_step(model, (x, y), damping=0.1)
         cross_entropy(model(x), y).backward()
@@ -366,8 +366,19 @@ class TestNaturalStep:
         torch.testing.assert_close(found.gradient["weight"], model.weight.grad)
         expected = -torch.linalg.solve(found.fisher.matrix + 0.1 * torch.eye(8), gradient)
         torch.testing.assert_close(torch.cat([found.step["weight"].flatten(), found.step["bias"]]), expected)
+        wide = nn.Linear(3, 3).double()
+        few = a.natural_step(wide, (x, y), damping=0.1, draws=1)
+        assert few.fisher.whole.rank == 4, "a label for each sample"
+        gradient = torch.cat([g.flatten() for g in few.gradient.values()])
+        expected = -torch.linalg.solve(few.fisher.matrix + 0.1 * torch.eye(12), gradient)
+        torch.testing.assert_close(torch.cat([s.flatten() for s in few.step.values()]), expected)
+
+    def test_without_damping_directions_of_no_curvature_are_left_alone(self):
+        model, x, y = nn.Linear(3, 2).double(), torch.randn(4, 3).double(), torch.tensor([0, 1, 1, 0])
+        cross_entropy(model(x), y).backward()
+        gradient = torch.cat([model.weight.grad.flatten(), model.bias.grad])
         free = a.natural_step(model, (x, y), damping=0.0)
-        pseudo = -torch.linalg.pinv(found.fisher.matrix, hermitian=True, rtol=1e-12) @ gradient
+        pseudo = -torch.linalg.pinv(free.fisher.matrix, hermitian=True, rtol=1e-12) @ gradient
         torch.testing.assert_close(torch.cat([free.step["weight"].flatten(), free.step["bias"]]), pseudo)
 
     def test_invariant_to_the_scale_of_a_layer(self):

@@ -85,7 +85,7 @@ class TestSmoothness:
 
 class TestAcrossRuns:
     def net(self):
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+        return nn.Sequential(nn.Linear(3, 4), ns.PopulationNorm(4, momentum=0.5), nn.Tanh(), nn.Linear(4, 2)).double()
 
     def batches(self, number=4):
         return [(torch.randn(6, 3).double(), torch.randn(6, 2).double()) for _ in range(number)]
@@ -125,6 +125,12 @@ class TestAcrossRuns:
         assert found.changes.shape == (2, 8)
         assert torch.equal(found.losses[0], found.losses[1])
         assert found.losses[0].unique().numel() == 9
+
+    def test_each_step_has_noise_of_its_own(self):
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+        found = a.across_runs(model, mse_loss, self.batches(1), rates=(0.0, 0.0), steps=5)
+        assert torch.equal(found.losses[0], found.losses[1])
+        assert found.losses[0].unique().numel() == 5
 
     def test_an_optimizer_of_choice(self):
         model, batches = self.net(), self.batches()

@@ -64,7 +64,7 @@ class Capture:
 
     def _before(self, inputs: list[Tensor], module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         x = arguments[0] if arguments else next(iter(options.values()))
-        inputs.append(x.detach().clone())  # who comes later may write into it
+        inputs.append(x.detach())
 
     def _after(self, inputs: list[Tensor], module: Any, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         self.calls.append(Call(module, inputs.pop(), output))

@@ -4,7 +4,7 @@ Formula, for one channel of M elements with s = sqrt(var + eps) and xhat = (x - 
 J = (weight / s) (I - 1 1ᵀ / M - xhat xhatᵀ / M), symmetric, exact for any eps. Its eigenvalues are 0 along 1, weight / s ·
 eps / (var + eps) along xhat, and weight / s, M - 2 times: so no gradient is made longer than by |weight| / s, and what is constant in
 it is lost.
-tr J = (weight / s) (M - 1 - var / (var + eps)). With M = 1 the output is constant, and all of it is zero.
+tr J = (weight / s) (M - 1 - var / (var + eps)). With M = 1 all of it is zero: the output is constant.
 
 Elements of a channel are ordered by sample, then by position, as in `x.transpose(0, 1).reshape(C, -1)`: M = N · positions.
 Reference: Luo, "Understanding Normalization", lecture; there without eps. Santurkar, Tsipras, Ilyas and Madry, "How Does Batch
@@ -42,8 +42,7 @@ def bn_jacobian(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -
 def bn_jacobian_trace(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """The trace of each channel's Jacobian, (C,), or () for a single channel, by its formula; arguments as in `bn_jacobian`."""
     standard, gain, share = _standardized("bn_jacobian_trace", x, weight, eps)
-    size = standard.shape[1]
-    found = gain * (size - 1 - share) if size > 1 else torch.zeros_like(gain)
+    found = gain * (standard.shape[1] - 1 - share)
     return found[0] if x.dim() == 1 else found
 
 
