@@ -142,6 +142,12 @@ def test_selected_layers_frozen_ones_and_unused_ones():
     assert math.isnan(zero.relative)
 
 
+def test_a_parametrised_layer_is_one():
+    normed = [nn.utils.parametrizations.weight_norm(layer) for layer in linear_net()]
+    assert list(a.covariate_shift(nn.Sequential(*normed), half_square, data(), lr=LR)) == ["0", "1"]
+    assert list(a.covariate_shift(normed[0], lambda output, _: output.sum(), torch.randn(2, 3).double(), lr=LR)) == [""]
+
+
 def test_options():
     model, batch = linear_net(), data()
     for wrong in ({}, {"lr": 0.1, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}):

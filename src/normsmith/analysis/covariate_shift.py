@@ -86,10 +86,12 @@ def _compare(one: Weights, other: Weights) -> Shift:
 
 
 def _layers(still: Still) -> dict[str, list[str]]:
-    """The names of the trainable parameters that each module has itself."""
+    """The names of the trainable parameters that each module has itself; a parametrised layer has those of its parametrisation."""
     found: dict[str, list[str]] = {}
     for name in still.trainable:
-        found.setdefault(name.rpartition(".")[0], []).append(name)
+        path = name.split(".")[:-1]
+        owner = path[: path.index("parametrizations")] if "parametrizations" in path else path
+        found.setdefault(".".join(owner), []).append(name)
     return found
 
 
