@@ -292,6 +292,14 @@ class TestWhatIsLeftOut:
         assert reasons["0"] == "has 13000 weights, and an exact block at most 10000; kind='kronecker' takes it"
         assert list(a.fisher_blocks(wide, [torch.randn(3, 4)]).blocks) == ["0", "1"]
 
+    def test_what_is_not_finite(self):
+        model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(3, 3)
+        x[0, 0] = math.inf
+        with pytest.raises(ns.ModelError, match="'0': 'met NaN or infinity', '1': 'met NaN or infinity'"):
+            a.fisher_blocks(model, [x], likelihood="gaussian")
+        with pytest.raises(ns.InputError, match="natural_step expects finite gradients"):
+            a.natural_step(model, (x, torch.zeros(3, 2)), likelihood="gaussian")
+
     def test_outputs(self):
         class Named(nn.Linear):
             def forward(self, x):

@@ -76,6 +76,9 @@ def fisher_blocks(
             samples += _take(still, batch, family, sums, kind)
     if samples == 0:
         raise InputError("fisher_blocks expects a loader that yields batches: got none; check its length")
+    for own in sums.values():
+        if not all(bool(total.isfinite().all()) for total in own.totals.values()):
+            own.left_out = "met NaN or infinity"
     found = {s.name: s.block(kind, samples) for s in sums.values() if not s.left_out}
     left_out = {s.name: s.left_out for s in sums.values() if s.left_out}
     if not found:

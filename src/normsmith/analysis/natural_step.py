@@ -123,6 +123,10 @@ def _fisher(still: Still, batch: Any, family: Likelihood, weights: Weights) -> F
             rows.append(_flat(found))
         stacked = torch.stack(rows)
         total += stacked.T @ stacked / z.shape[0]
+    if not bool(total.isfinite().all()):
+        raise InputError(
+            f"{still.verb} expects finite gradients: got NaN or infinity; look at the batch, or for an overflow in the model"
+        )
     slices, start = {}, 0
     for name, w in weights.items():
         slices[name] = slice(start, start + w.numel())
