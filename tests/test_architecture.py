@@ -27,6 +27,7 @@ FLOORS = [
     "methods",
     "locate",
     "surgery",
+    "doctor",
     "integrations",
     "bench",
     "cli",
