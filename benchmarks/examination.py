@@ -33,10 +33,9 @@ def main() -> None:
     ns.examine(model, batches[:2])
     peak = tracemalloc.get_traced_memory()[1]
     around = record.circumstances()
-    Console().print(
-        f"{around['machine']}, torch {around['torch']}: forwards {statistics.median(plain):.2f} s, examine {statistics.median(examined):.2f} s, "
-        f"ratio {ratio:.2f}; Python objects at most {peak / 2**20:.0f} MiB, beside a copy of the parameters and buffers"
-    )
+    times = f"forwards {statistics.median(plain):.2f} s, examine {statistics.median(examined):.2f} s, ratio {ratio:.2f}"
+    memory = f"Python objects at most {peak / 2**20:.0f} MiB, beside a copy of the parameters and buffers"
+    Console().print(f"{around['machine']}, torch {around['torch']}: {times}; {memory}")
 
 
 main()

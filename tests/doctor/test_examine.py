@@ -163,6 +163,14 @@ def test_a_shared_layer_is_found_and_has_a_gap():
     assert "NS203" in codes(exam)
 
 
+def test_behind_statistics_of_no_data_nothing_is_judged():
+    model = _dead()[0]
+    model.norm.reset_running_stats()
+    exam = ns.examine(model, batches())
+    assert codes(exam) == ["NS101"]
+    assert any("examine again" in what for what in exam.missing)
+
+
 def test_stale_statistics():
     exam = ns.examine(*_stale())
     (finding,) = exam.at_least("warning")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normsmith.doctor.checks import CHECKS
+from normsmith.doctor.checks import OF_DATA, OF_STATE, SPOIL
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.checks.small_batch import noise
 from normsmith.doctor.examination import Examination
@@ -36,7 +36,13 @@ def examine(
     buffers and random state are put back. If the model or the loader raises, what was seen until then is examined, and `missing` says so.
     """
     seen = observe(model, loader, batches=batches, forward=forward, optimizer=optimizer)
-    findings = [finding for check in CHECKS for finding in check(seen)]
+    findings = [finding for check in OF_STATE for finding in check(seen)]
+    if SPOIL & {finding.code for finding in findings}:
+        seen.missing.append(
+            "what layers read: behind statistics of no data it means nothing; take the cure, then examine again"
+        )
+    else:
+        findings += [finding for check in OF_DATA for finding in check(seen)]
     findings.sort(key=lambda finding: (-finding.weight, finding.code))
     unread = [f"{name or 'the model'}: {reason}" for name, reason in seen.unread.items()]
     unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if layer.moments is None]
