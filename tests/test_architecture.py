@@ -28,6 +28,7 @@ FLOORS = [
     "locate",
     "surgery",
     "analysis",
+    "doctor",
     "integrations",
     "bench",
     "cli",
