@@ -2,7 +2,9 @@
 
 import copy
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from surgery.helpers_surgery import assert_untouched, everything
@@ -275,7 +277,8 @@ class Meddles(Net):
         with torch.no_grad():
             self.norm.running_mean += 1
             self.head.weight += 1
-        torch.rand(3)
+        torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+        self.calls = getattr(self, "calls", 0) + 1
         return super().forward(x)
 
 
@@ -283,7 +286,8 @@ class Meddles(Net):
 def test_nothing_is_changed(fail):
     model = Meddles().train()
     model.deep.eval()
-    before, random = everything(model), torch.get_rng_state()
+    before, drawn = everything(model), torch.get_rng_state()
+    others = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
     def loader():
         for index, batch in enumerate(batches()):
@@ -293,7 +297,9 @@ def test_nothing_is_changed(fail):
 
     exam = ns.examine(model, loader())
     assert_untouched(model, before)
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert not hasattr(model, "calls")
     assert torch.is_grad_enabled()
     if fail:
         assert exam.batches == 3

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsmith.analysis._photograph import Photograph, Randomness
 from normsmith.doctor.observation import Layer, Observation
 from normsmith.errors import InputError, ModelError
 from normsmith.measure import measure
@@ -39,12 +40,14 @@ def observe(
         raise ModelError(f"examine expects a model with normalization layers: got {norms_of(model)}")
     with contextlib.suppress(TypeError):
         seen.steps_per_epoch = len(loader)  # type: ignore[arg-type]
-    kept = Kept(model.modules(), model.parameters())
+    kept, photograph, randomness = Kept(model.modules(), model.parameters()), Photograph(model), Randomness(model)
     try:
         with evaluating(model), _watching(seen):
             _run(seen, loader, batches, forward)
     finally:
         kept.restore()
+        photograph.restore()
+        randomness.put_back()
     if not seen.batches and not seen.missing:
         raise InputError(
             "examine expects a loader with at least one batch: got an empty one; an iterator is empty once it was gone through"
