@@ -27,6 +27,7 @@ FLOORS = [
     "methods",
     "locate",
     "surgery",
+    "analysis",
     "doctor",
     "integrations",
     "bench",

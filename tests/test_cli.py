@@ -90,7 +90,11 @@ def test_demo_runs():
 
 
 NETS = """
+import torch
 from torch import nn
+
+def batches(number=6):
+    return [(torch.randn(16, 3, 8, 8) + 1, None) for _ in range(number)]
 
 def net(channels=8):
     return nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4))
@@ -129,5 +133,26 @@ def test_convert_by_parts_as_json(nets):
 )
 def test_convert_says_what_is_wrong(nets, arguments, says):
     error = call("convert", nets, *arguments, code=2).stderr
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_examine_finds_evidence_and_cure(nets, tmp_path):
+    loader = nets.replace(":net", ":batches(number=5)")
+    printed = call("examine", nets, "--loader", loader).stdout
+    assert "error NS101: running statistics were never updated" in printed
+    assert "cure: ns.recalibrate(model, loader)" in printed
+    path = tmp_path / "exam.sarif"
+    done = call("examine", nets, "--loader", loader, "--json", "--save", str(path), "--fail-on", "error", code=1)
+    assert json.loads(done.stdout)["batches"] == 5
+    assert json.loads(path.read_text())["runs"][0]["results"][0]["ruleId"] == "NS101"
+
+
+@pytest.mark.parametrize(
+    ("loader", "says"),
+    [("batches(number=0)", "at least one batch"), ("net(3, 4)", "raised TypeError"), ("nothing", "got no such name")],
+)
+def test_examine_says_what_is_wrong(nets, loader, says):
+    error = call("examine", nets, "--loader", nets.replace(":net", f":{loader}"), code=2).stderr
     assert says in error
     assert len(error.strip().splitlines()) == 1

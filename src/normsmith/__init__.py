@@ -35,6 +35,9 @@ _ELSEWHERE = {
     "Conversion": "normsmith.surgery.conversion",
     "fold": "normsmith.surgery.fold",
     "Fold": "normsmith.surgery.fold",
+    "Examination": "normsmith.doctor.examination",
+    "Finding": "normsmith.doctor.finding",
+    "examine": "normsmith.doctor.examine",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
     "load_bridged": "normsmith.surgery.load_bridged",
@@ -47,6 +50,8 @@ _ELSEWHERE = {
     "step_schedules": "normsmith.methods._schedules",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
+
+_ROOMS = ("analysis",)  # public as a whole: ns.analysis.bn_jacobian
 
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",
@@ -62,11 +67,13 @@ __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "UnknownMethodError",
     "catalog",
     "make",
-    *sorted(_ELSEWHERE),
+    *sorted({*_ELSEWHERE, *_ROOMS}),
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"normsmith.{name}")
     if name not in _ELSEWHERE:
         raise AttributeError(f"module 'normsmith' has no attribute {name!r}; normsmith.catalog() lists the methods")
     value = globals()[name] = getattr(importlib.import_module(_ELSEWHERE[name]), name)

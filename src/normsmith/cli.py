@@ -99,6 +99,43 @@ def convert(
 
 
 @app.command
+def examine(
+    model: str,
+    *,
+    loader: str,
+    batches: int | None = None,
+    save: Path | None = None,
+    fail_on: Literal["warning", "error"] | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Say what is wrong with a model's normalization: evidence, and the cure as a line of code.
+
+    Parameters
+    ----------
+    model
+        package.module:factory, path/to/file.py:factory, hf:ID, timm:NAME or torchvision:NAME.
+    loader
+        package.module:factory or path/to/file.py:factory of batches: tensors, mappings, or sequences with the input first.
+    batches
+        How many to look at (default: all).
+    save
+        A file to write the report to: .json, .sarif for CI, or .txt.
+    fail_on
+        Exit with status 1 if there is a finding this severe.
+    as_json
+        Print the report as JSON.
+    """
+    from normsmith.locate import load_loader, load_model
+
+    exam = normsmith.examine(load_model(model), load_loader(loader), batches=batches)
+    print(json.dumps(exam.to_dict(), indent=2) if as_json else exam)
+    if save is not None:
+        exam.save(save)
+    if fail_on is not None and exam.at_least(fail_on):
+        raise SystemExit(1)
+
+
+@app.command
 def demo(*, quick: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Show the family at work: our layers beside torch's, their outputs compared and both timed.
 

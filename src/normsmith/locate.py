@@ -1,4 +1,4 @@
-"""`load_model`: a model from what a user can write on a command line."""
+"""`load_model` and `load_loader`: a model, and batches, from what a user can write on a command line."""
 
 import ast
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from normsmith.errors import DependencyError, ModelError, OptionError
+from normsmith.errors import DependencyError, InputError, ModelError, OptionError
 
 _FORMS = "package.module:factory, path/to/file.py:factory, hf:ID, timm:NAME or torchvision:NAME"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,17 +40,44 @@ def load_model(spec: str) -> nn.Module:
     if source == "torchvision":
         models = _package("torchvision.models", spec)
         return _made(spec, models.get_model, name, models.list_models(), *args, **options)
-    with _importable(Path(source).parent if source.endswith(".py") else Path.cwd()):
+    found = _resolve(source, name)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise ModelError(f"{spec!r} is expected to name a factory: got a {type(found).__name__}")
+    with _importable(source):
+        return _called(spec, found, *args, **options)
+
+
+def load_loader(spec: str) -> Iterable[Any]:
+    """The batches that `spec` names: `"package.module:factory"` or `"path/to/file.py:factory"`, called as `load_model` calls it."""
+    source, colon, rest = _cut(spec)
+    if not colon or not source or not rest:
+        raise OptionError(f"a loader is expected as package.module:factory or path/to/file.py:factory: got {spec!r}")
+    name, args, options = _call(rest, spec)
+    found = _resolve(source, name)
+    if callable(found):
+        try:
+            with _importable(source):
+                found = found(*args, **options)
+        except Exception as error:
+            raise InputError(
+                f"{spec!r} is expected to give a loader: it raised {type(error).__name__}: {_line(error)}"
+            ) from error
+    if not isinstance(found, Iterable) and not hasattr(found, "__getitem__"):
+        raise InputError(f"{spec!r} is expected to give a loader, which yields batches: got a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def _resolve(source: str, name: str) -> Any:
+    """What a module or file has under a dotted name."""
+    with _importable(source):
         found: Any = _module(source)
         for part in name.split("."):
             if not hasattr(found, part):
                 raise ModelError(f"{source!r} is expected to have {name!r}: {_nearest(part, vars(found))}")
             found = getattr(found, part)
-        if isinstance(found, nn.Module):
-            return found
-        if not callable(found):
-            raise ModelError(f"{spec!r} is expected to name a factory: got a {type(found).__name__}")
-        return _called(spec, found, *args, **options)
+    return found
 
 
 def _cut(spec: str) -> tuple[str, str, str]:
@@ -104,9 +131,9 @@ def _called(spec: str, factory: Any, *args: Any, **options: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """In this block, what lies in the folder can be imported, as Python has it for a script there."""
-    path = str(folder.resolve())
+def _importable(source: str) -> Iterator[None]:
+    """In this block, what lies beside a file, or in the current folder, can be imported, as Python has it for a script there."""
+    path = str((Path(source).parent if source.endswith(".py") else Path.cwd()).resolve())
     sys.path.insert(0, path)
     try:
         yield

@@ -88,5 +88,7 @@ def test_what_cannot_be_read_says_why(layer, reason):
 
 
 def test_what_is_no_normalizer_is_none():
+    weighted = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    assert all(recognise(module) is None for module in weighted.modules())
     assert recognise(nn.Conv2d(3, 3, 1)) is None
     assert recognise(nn.Sequential(nn.BatchNorm2d(3))) is None

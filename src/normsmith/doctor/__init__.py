@@ -1,4 +1,4 @@
-"""What is wrong with a model's normalization: observe, findings, examination.
+"""What is wrong with a model's normalization: observe, find, explain, name the cure.
 
 Streaming statistics, without hooks or modules: they take tensors of shape (N, C, *spatial), need memory for the channels alone, and
 those of several batches, workers or ranks merge into those of all.

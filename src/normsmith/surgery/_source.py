@@ -35,6 +35,8 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module normalizes, or seems to: torch's, ours, what says so in its name or keeps running statistics; no mere container."""
     if isinstance(module, Normalizer | TORCH):
         return True
+    if type(module).__module__.startswith("torch.nn.utils"):  # what makes a weight of others, such as weight norm
+        return False
     own = {*module._parameters.keys(), *module._buffers.keys()}
     named = "norm" in type(module).__name__.lower() and (bool(own) or not module._modules)
     seems = named or {"running_mean", "running_var"} <= own

@@ -1,0 +1,36 @@
+"""The checks, one room each: a docstring with the thresholds and where they are from, and `check(seen)`, which yields findings."""
+
+from collections.abc import Callable, Iterator
+
+from normsmith.doctor.checks import (
+    affine_decay,
+    bias_before,
+    dead_channels,
+    eps_dominated,
+    evaluation_by_batch,
+    half_precision,
+    momentum_window,
+    never_updated,
+    not_finite,
+    not_frozen,
+    shared_layer,
+    single_value,
+    small_batch,
+    train_eval_gap,
+)
+from normsmith.doctor.finding import Finding
+from normsmith.doctor.observation import Observation
+
+Check = Callable[[Observation], Iterator[Finding]]
+
+# What layers hold and how they are used.
+OF_STATE: tuple[Check, ...] = tuple(
+    module.check for module in (not_finite, never_updated, single_value, not_frozen, momentum_window, affine_decay, bias_before)
+)
+# What layers read: where statistics are those of no data, what comes behind them is not what the model does.
+OF_DATA: tuple[Check, ...] = tuple(
+    module.check
+    for module in (train_eval_gap, eps_dominated, dead_channels, half_precision, small_batch, shared_layer, evaluation_by_batch)
+)
+SPOIL = {"NS101", "NS103"}
+CHECKS = (*OF_STATE, *OF_DATA)
