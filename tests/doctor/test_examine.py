@@ -224,6 +224,20 @@ def test_habits_are_for_information():
     assert "NS205" not in codes(ns.examine(model, batches(), optimizer=groups), "info")
 
 
+def test_outliers_are_for_information():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    data = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    for x in data:
+        x[0, 1, 0] = 30.0
+    ns.recalibrate(model, data)
+    exam = ns.examine(model, data)
+    (finding,) = (f for f in exam.findings if f.code == "NS301")
+    assert finding.evidence["0"]["worst channel"] == 1
+    assert finding.evidence["0"]["share beyond 5"] == pytest.approx(8 / 1024, rel=1e-3)
+    assert codes(exam) == []
+    assert "NS301" not in codes(ns.examine(healthy(), batches()), "info")
+
+
 def test_the_cures_cure():
     for make, cure in [
         (_never, ns.recalibrate),

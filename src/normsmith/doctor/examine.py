@@ -66,7 +66,10 @@ def _record(layer: Layer, seen: Observation) -> dict[str, Any]:
         "channels": layer.source.num_features if isinstance(layer.source.num_features, int) else None,
         "calls": layer.calls,
         "positions": layer.positions,
-        "largest input": layer.largest or None,  # None: no input can have been notable
+        "largest input": layer.largest,
+        "excess kurtosis": float(layer.profile.moments.kurtosis.median())
+        if layer.profile
+        else None,  # of the channel in the middle
         "gap": gap(layer).size if tracked else None,
         "noise": noise(layer) if moved else None,
     }

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsmith.doctor.profile import Profile
 from normsmith.moments import Moments
 from normsmith.surgery._source import Source
 
@@ -23,7 +24,7 @@ class Layer:
     calls_in_forward: int = 0  # the most in one forward of the model
     samples: list[int] = field(default_factory=list)  # of each call
     positions: int = 0  # per sample, of the smallest input
-    largest: float = 0.0  # absolute value that came in, where large ones could
+    profile: Profile | None = None  # four moments and a histogram per channel
     nonfinite: int = 0  # calls with NaN or infinity in the input
     before: str = ""  # the convolution or linear layer whose output it reads, if directly
     biased: bool = False  # whether that one has a bias
@@ -65,6 +66,13 @@ class Layer:
         """How the means of batches scatter, each with the weight of its samples."""
         self._merge()
         return self._means
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value that came in."""
+        if self.profile is None:
+            return 0.0
+        return max(float(self.profile.moments.high.max()), -float(self.profile.moments.low.min()))
 
     @property
     def kind(self) -> str:

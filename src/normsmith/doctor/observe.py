@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.analysis._photograph import Photograph, Randomness
+from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
 from normsmith.doctor.observation import Layer, Observation
+from normsmith.doctor.profile import Profile
 from normsmith.errors import InputError, ModelError
-from normsmith.measure import measure
 from normsmith.moments import Moments
 from normsmith.surgery._batches import batches_of, check_loader
 from normsmith.surgery._choice import candidates
 from normsmith.surgery._constant import is_weighted
 from normsmith.surgery._models import Forward, evaluating, expect_module, run_batch, tensors
 from normsmith.surgery._statistics import Kept, norms_of
-
-NOTABLE = 10_000  # inputs that are all below are not measured: far from the end of float16
 
 
 def observe(
@@ -121,18 +120,25 @@ def _look(layer: Layer, x: Tensor) -> None:
     positions = x.numel() // (x.shape[0] * x.shape[1])
     layer.samples.append(x.shape[0])
     layer.positions = positions if not layer.positions else min(layer.positions, positions)
-    _, batch = measure(x.detach(), sees="batch")
-    assert batch is not None
-    if not bool(torch.isfinite(batch.mean + batch.var).all()):
+    if layer.profile is None:
+        layer.profile = Profile(x.shape[1], x.device)
+    before = layer.profile.moments.facts.clone()
+    layer.profile.add(x.detach())
+    added = _difference(layer.profile.moments.facts, before.to(layer.profile.moments.facts.device))
+    if bool((layer.profile.moments.facts[:, NOT_FINITE] > before[:, NOT_FINITE]).any()):
         layer.nonfinite += 1
-        return
-    mean, var = batch.mean.double().cpu().reshape(1, -1), batch.var.double().cpu().reshape(1, -1)
-    count = x.numel() // x.shape[1]
-    bound = float((mean.abs() + (count * var).sqrt()).max())  # no input can be larger
-    if bound > max(NOTABLE, layer.largest):
-        low, high = torch.aminmax(x)
-        layer.largest = max(layer.largest, -float(low), float(high))
-    layer.take(Moments(mean, var, torch.full_like(mean, count)), x.shape[0])
+    elif layer.nonfinite == 0:
+        layer.take(added, x.shape[0])
+
+
+def _difference(after: Tensor, before: Tensor) -> Moments:
+    """The moments of the last batch alone, (1, C): the union's without those of before."""
+    count = after[:, COUNT] - before[:, COUNT]
+    safe = count.clamp_min(1)
+    mean = (after[:, COUNT] * after[:, MEAN] - before[:, COUNT] * before[:, MEAN]) / safe
+    between = (mean - before[:, MEAN]).square() * before[:, COUNT] * count / after[:, COUNT].clamp_min(1)
+    var = ((after[:, SECOND] - before[:, SECOND] - between) / safe).clamp_min(0)
+    return Moments(*(t.cpu().unsqueeze(0) for t in (mean, var, count)))
 
 
 def _end_of_forward(layer: Layer) -> None:

@@ -13,6 +13,7 @@ from normsmith.doctor.checks import (
     never_updated,
     not_finite,
     not_frozen,
+    outliers,
     shared_layer,
     single_value,
     small_batch,
@@ -30,7 +31,16 @@ OF_STATE: tuple[Check, ...] = tuple(
 # What layers read: where statistics are those of no data, what comes behind them is not what the model does.
 OF_DATA: tuple[Check, ...] = tuple(
     module.check
-    for module in (train_eval_gap, eps_dominated, dead_channels, half_precision, small_batch, shared_layer, evaluation_by_batch)
+    for module in (
+        train_eval_gap,
+        eps_dominated,
+        dead_channels,
+        half_precision,
+        small_batch,
+        shared_layer,
+        evaluation_by_batch,
+        outliers,
+    )
 )
 SPOIL = {"NS101", "NS103"}
 CHECKS = (*OF_STATE, *OF_DATA)
