@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
 from normsmith.doctor.profile import Profile
 from normsmith.moments import Moments
 from normsmith.surgery._source import Source
@@ -25,46 +26,80 @@ class Layer:
     samples: list[int] = field(default_factory=list)  # of each call
     positions: int = 0  # per sample, of the smallest input
     profile: Profile | None = None  # four moments and a histogram per channel
-    nonfinite: int = 0  # calls with NaN or infinity in the input
     before: str = ""  # the convolution or linear layer whose output it reads, if directly
     biased: bool = False  # whether that one has a bias
     apart: float = 0.0  # of a layer called several times in a forward: how far the calls' means lie apart, in deviations
-    _moments: Moments | None = None
     _means: Moments | None = None
-    _waiting: list[tuple[Moments, int]] = field(default_factory=list)  # calls that are not merged yet
-    _in_forward: list[Moments] = field(default_factory=list)
+    _nonfinite: int = 0
+    _base: Tensor | None = None  # the profile's facts before the calls that wait
+    _waiting: list[tuple[Tensor, int]] = field(default_factory=list)  # the facts after a call, and its samples
+    _in_forward: int = 0
 
-    def take(self, batch: Moments, samples: int) -> None:
-        """Add the moments of one call, (1, C); merged by the dozen, which is faster than one by one."""
-        self._waiting.append((batch, samples))
-        self._in_forward.append(batch)
+    def take(self, x: Tensor) -> None:
+        """Add the input of one call, (N, C, ...). What it alone has is worked out by the dozen, which is faster than one by one."""
+        if self.profile is None:
+            self.profile = Profile(x.shape[1], x.device)
+        if self._base is None:
+            self._base = self.profile.moments.facts.clone()
+        self.profile.add(x)
+        self._waiting.append((self.profile.moments.facts.clone(), x.shape[0]))
+        self._in_forward += 1
+
+    def end_forward(self) -> None:
+        """Compare the calls of one forward, where there were several."""
+        calls, self._in_forward = self._in_forward, 0
+        self.calls_in_forward = max(self.calls_in_forward, calls)
+        if calls > 1:
+            each, finite = self._each(calls)
+            if bool(finite.all()):
+                deviation = each.var.mean(0).sqrt().clamp_min(1e-12)
+                self.apart = max(self.apart, float(((each.mean.amax(0) - each.mean.amin(0)) / deviation).mean()))
         if len(self._waiting) >= TOGETHER:
-            self._merge()
+            self._settle()
 
-    def end_forward(self) -> list[Moments]:
-        """The calls since the last time."""
-        calls, self._in_forward = self._in_forward, []
-        return calls
+    def _each(self, calls: int) -> tuple[Moments, Tensor]:
+        """The moments of each of the last calls, (calls, C), and which of them were finite."""
+        assert self._base is not None
+        facts = torch.stack([self._base.to(self._waiting[-1][0].device), *(after for after, _ in self._waiting)])[
+            -calls - 1 :
+        ].cpu()
+        before, after = facts[:-1], facts[1:]
+        count = after[..., COUNT] - before[..., COUNT]
+        safe = count.clamp_min(1)
+        mean = (after[..., COUNT] * after[..., MEAN] - before[..., COUNT] * before[..., MEAN]) / safe
+        between = (mean - before[..., MEAN]).square() * before[..., COUNT] * count / after[..., COUNT].clamp_min(1)
+        var = ((after[..., SECOND] - before[..., SECOND] - between) / safe).clamp_min(0)
+        return Moments(mean, var, count), (after[..., NOT_FINITE] == before[..., NOT_FINITE]).all(1)
 
-    def _merge(self) -> None:
+    def _settle(self) -> None:
         if not self._waiting:
             return
-        every = [batch for batch, _ in self._waiting]
-        means = [Moments(b.mean, torch.zeros_like(b.var), torch.full_like(b.mean, samples)) for b, samples in self._waiting]
-        self._waiting = []
-        self._moments = Moments.merge(*([self._moments] if self._moments else []), *every)
-        self._means = Moments.merge(*([self._means] if self._means else []), *means)
+        each, finite = self._each(len(self._waiting))
+        self._nonfinite += int((~finite).sum())
+        samples = torch.tensor([samples for _, samples in self._waiting], dtype=torch.float64)[:, None].expand_as(each.mean)
+        self._base, self._waiting = self._waiting[-1][0], []
+        if bool(finite.any()):
+            means = Moments(each.mean[finite], torch.zeros_like(each.mean[finite]), samples[finite]).pool(0)
+            self._means = means if self._means is None else self._means.merge(means)
+
+    @property
+    def nonfinite(self) -> int:
+        """Calls with NaN or infinity in the input."""
+        self._settle()
+        return self._nonfinite
 
     @property
     def moments(self) -> Moments | None:
-        """Of all inputs, per channel, in float64."""
-        self._merge()
-        return self._moments
+        """Of all finite inputs, per channel, (1, C), in float64."""
+        if self.profile is None or not bool(self.profile.moments.count.any()):
+            return None
+        found = self.profile.moments
+        return Moments(*(t.cpu().unsqueeze(0) for t in (found.mean, found.var, found.count)))
 
     @property
     def means(self) -> Moments | None:
         """How the means of batches scatter, each with the weight of its samples."""
-        self._merge()
+        self._settle()
         return self._means
 
     @property

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.analysis._photograph import Photograph, Randomness
-from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
 from normsmith.doctor.observation import Layer, Observation
-from normsmith.doctor.profile import Profile
 from normsmith.errors import InputError, ModelError
-from normsmith.moments import Moments
 from normsmith.surgery._batches import batches_of, check_loader
 from normsmith.surgery._choice import candidates
 from normsmith.surgery._constant import is_weighted
@@ -40,11 +37,14 @@ def observe(
     with contextlib.suppress(TypeError):
         seen.steps_per_epoch = len(loader)  # type: ignore[arg-type]
     kept, photograph, randomness = Kept(model.modules(), model.parameters()), Photograph(model), Randomness(model)
+    held = [*model.parameters(), *model.buffers()]
+    versions = [t._version for t in held]
     try:
         with evaluating(model), _watching(seen):
             _run(seen, loader, batches, forward)
     finally:
-        kept.restore()
+        if [t._version for t in held] != versions:
+            kept.restore()
         photograph.restore()
         randomness.put_back()
     if not seen.batches and not seen.missing:
@@ -75,7 +75,7 @@ def _run(seen: Observation, loader: Iterable[Any], batches: int | None, forward:
         seen.samples += size
         seen.batch_sizes.append(size)
         for layer in seen.layers:
-            _end_of_forward(layer)
+            layer.end_forward()
 
 
 def _line(error: Exception) -> str:
@@ -120,32 +120,4 @@ def _look(layer: Layer, x: Tensor) -> None:
     positions = x.numel() // (x.shape[0] * x.shape[1])
     layer.samples.append(x.shape[0])
     layer.positions = positions if not layer.positions else min(layer.positions, positions)
-    if layer.profile is None:
-        layer.profile = Profile(x.shape[1], x.device)
-    before = layer.profile.moments.facts.clone()
-    layer.profile.add(x.detach())
-    added = _difference(layer.profile.moments.facts, before.to(layer.profile.moments.facts.device))
-    if bool((layer.profile.moments.facts[:, NOT_FINITE] > before[:, NOT_FINITE]).any()):
-        layer.nonfinite += 1
-    elif layer.nonfinite == 0:
-        layer.take(added, x.shape[0])
-
-
-def _difference(after: Tensor, before: Tensor) -> Moments:
-    """The moments of the last batch alone, (1, C): the union's without those of before."""
-    count = after[:, COUNT] - before[:, COUNT]
-    safe = count.clamp_min(1)
-    mean = (after[:, COUNT] * after[:, MEAN] - before[:, COUNT] * before[:, MEAN]) / safe
-    between = (mean - before[:, MEAN]).square() * before[:, COUNT] * count / after[:, COUNT].clamp_min(1)
-    var = ((after[:, SECOND] - before[:, SECOND] - between) / safe).clamp_min(0)
-    return Moments(*(t.cpu().unsqueeze(0) for t in (mean, var, count)))
-
-
-def _end_of_forward(layer: Layer) -> None:
-    """Compare the calls of one forward, where there were several."""
-    calls = layer.end_forward()
-    layer.calls_in_forward = max(layer.calls_in_forward, len(calls))
-    if len(calls) > 1:
-        means = torch.stack([m.mean for m in calls])
-        deviation = torch.stack([m.var for m in calls]).mean(0).sqrt().clamp_min(1e-12)
-        layer.apart = max(layer.apart, float(((means.amax(0) - means.amin(0)) / deviation).mean()))
+    layer.take(x.detach())
