@@ -14,7 +14,9 @@ import normsmith as ns
 from normsmith.doctor.checks import CHECKS
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.checks.small_batch import noise
+from normsmith.doctor.observation import Layer
 from normsmith.doctor.observe import observe
+from normsmith.surgery._recognise import recognise
 
 
 class Net(nn.Module):
@@ -267,6 +269,23 @@ def test_the_gap_is_the_distance_of_the_outputs():
     assert found.size == pytest.approx(
         float(((evaluated - trained).square().sum() / centred.square().sum()).sqrt().detach()), rel=1e-4
     )
+
+
+def test_what_each_call_alone_had():
+    layer = Layer("norm", nn.BatchNorm2d(4), recognise(nn.BatchNorm2d(4)))
+    calls = [
+        torch.randn(size, 4, 3, 3, dtype=torch.float64) * scale + shift
+        for size, scale, shift in ((3, 1, 0), (7, 5, 9), (2, 0.1, -4))
+    ]
+    for x in calls:
+        layer.take(x)
+    each, finite = layer._each(2)
+    assert finite.all()
+    for x, mean, var, count in zip(calls[1:], each.mean, each.var, each.count, strict=True):
+        flat = x.movedim(1, 0).flatten(1)
+        torch.testing.assert_close(mean, flat.mean(1))
+        torch.testing.assert_close(var, flat.var(1, unbiased=False))
+        assert set(count.tolist()) == {flat.shape[1]}
 
 
 def test_the_noise_is_that_of_theory():

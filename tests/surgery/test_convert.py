@@ -314,6 +314,7 @@ def test_a_fused_activation_is_kept(x):
     assert net[0].weight is layer.weight  # for models that reach into their layers
     again = ns.convert(net, "switchable", verify=x)  # an adapted layer is a layer like any other
     assert net[0].act is act
+    assert [row.layer for row in again.rows] == ["0"], "and its norm is not one beside it"
     again.undo()
     conversion.undo()
     assert net[0] is layer
@@ -400,9 +401,10 @@ def test_a_live_optimizer_goes_on(net, x, named):
     optimizer.step()
     groups, state = [list(g["params"]) for g in optimizer.param_groups], copy.deepcopy(optimizer.state_dict())
     weight = net.backbone[1].weight
-    momentum = optimizer.state[weight]["exp_avg"]
+    momentum, bias = optimizer.state[weight]["exp_avg"], net.head["norm"].bias
     conversion = ns.convert(net, {"backbone.1": "switchable", "head": "rms"}, optimizer=optimizer)
     assert optimizer.state[weight]["exp_avg"] is momentum
+    assert bias not in optimizer.state
     added = [p for p in optimizer.param_groups[0]["params"] if all(p is not q for q in norms)]
     assert {id(p) for p in added} == {id(net.backbone[1].mean_weight), id(net.backbone[1].var_weight)}
     if named:
