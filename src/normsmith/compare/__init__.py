@@ -1,0 +1,1 @@
+"""Normalizers trained side by side: recipe → trials → sweep → results → statistics."""

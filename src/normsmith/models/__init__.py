@@ -1,0 +1,1 @@
+"""The networks of the literature, each with a `norm=` argument that takes anything `ns.make` takes."""
