@@ -11,6 +11,7 @@ from normsmith.errors import InputError as InputError
 from normsmith.errors import ModelError as ModelError
 from normsmith.errors import NormsmithError as NormsmithError
 from normsmith.errors import OptionError as OptionError
+from normsmith.errors import ResultsError as ResultsError
 from normsmith.errors import SynchronizationError as SynchronizationError
 from normsmith.errors import TooFewValuesError as TooFewValuesError
 from normsmith.errors import UnknownMethodError as UnknownMethodError

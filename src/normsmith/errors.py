@@ -7,6 +7,7 @@ NormsmithError
 │   └── TooFewValuesError             a statistic of a single element: the message names the cures
 ├── ModelError (ValueError)           a model that cannot be edited as it is: wrapped, without normalizers, changed since
 ├── DependencyError (ImportError)      an optional package is not installed, or too old
+├── ResultsError (OSError)             results cannot be written, or read
 ├── CaptureError (RuntimeError)       a `mix` used a tensor it was not given, which would silently get no gradient
 ├── BackendError (RuntimeError)       a backend was asked for by name and cannot do the work
 └── SynchronizationError (RuntimeError)  a collective of synchronised statistics failed: a rank died, or did not take part
@@ -39,6 +40,10 @@ class ModelError(NormsmithError, ValueError):
 
 class DependencyError(NormsmithError, ImportError):
     """An optional package that is not there, or does not have what is needed of it."""
+
+
+class ResultsError(NormsmithError, OSError):
+    """A folder of results that cannot be written or read."""
 
 
 class CaptureError(NormsmithError, RuntimeError):

@@ -1,0 +1,27 @@
+"""Who runs the trials: processes of this machine, a Ray cluster, or the ranks of torchrun. Each gives the same results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from normsmith.compare.files import Folder
+from normsmith.compare.plan import Trial
+from normsmith.compare.trial import Word
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What every engine needs to know."""
+
+    trials: Sequence[Trial]
+    folder: Folder
+    root: Path | None  # of the data
+    tell: Callable[[Word], None]
+
+
+class Engine(Protocol):
+    """Runs trials until every one has a result."""
+
+    def run(self, errand: Errand) -> None:
+        """Run them all."""

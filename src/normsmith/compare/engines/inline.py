@@ -1,0 +1,16 @@
+"""The process that asks: one trial after the other, without another process; for tests, debuggers, and models that cannot be imported."""
+
+import time
+
+from normsmith.compare.engines import Errand
+from normsmith.compare.trial import run_trial
+
+
+class InlineEngine:
+    """This process."""
+
+    def run(self, errand: Errand) -> None:
+        """Run all trials in order."""
+        for trial in errand.trials:
+            while run_trial(trial, errand.folder, errand.root, errand.tell) == "busy":
+                time.sleep(1)

@@ -1,0 +1,111 @@
+"""The folder of results: one Parquet file and one manifest per trial, each written whole or not at all, any number of writers.
+
+DIR/trials/ID.parquet      records: epoch, step, layer, name, value
+DIR/trials/ID.json         manifest: the trial, its status and score, times, the environment; written last
+DIR/running/ID.pt          checkpoint of a trial under way
+DIR/running/ID.lock        held by the process that runs it; let go by the system if that dies
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from normsmith.errors import ResultsError
+
+SCHEMA = 1
+COLUMNS = {"epoch": pl.Int32, "step": pl.Int64, "layer": pl.String, "name": pl.String, "value": pl.Float64}
+
+
+class Folder:
+    """Where the results of trials are."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.trials, self.running = self.path / "trials", self.path / "running"
+
+    def prepare(self) -> None:
+        """Make it, or say why not."""
+        for part in (self.trials, self.running):
+            _or_say(lambda part=part: part.mkdir(parents=True, exist_ok=True), part)  # type: ignore[misc]
+
+    def manifest(self, identity: str) -> dict[str, Any] | None:
+        """That of a finished trial, None where there is none, or its records are not whole."""
+        try:
+            found = json.loads((self.trials / f"{identity}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and not self.fault(found) else None
+
+    def fault(self, manifest: dict[str, Any]) -> str:
+        """What is wrong with the files of a manifest, nothing if they are whole."""
+        if manifest.get("schema") != SCHEMA:
+            return f"written by another version (schema {manifest.get('schema')!r}, expected {SCHEMA})"
+        path = self.trials / f"{manifest.get('identity')}.parquet"
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return f"{path.name} is missing"
+        wanted = manifest["records"]["bytes"]
+        return "" if size == wanted else f"{path.name} has {size} bytes of {wanted}"
+
+    def finish(self, identity: str, manifest: dict[str, Any], records: list[tuple[int, int, str, str, float]]) -> None:
+        """Write the results of a trial, records first."""
+        path = self.trials / f"{identity}.parquet"
+        table = pl.DataFrame(records, schema=COLUMNS, orient="row")
+        write_whole(path, lambda part: table.write_parquet(part))
+        content = path.read_bytes()
+        described = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest = {"schema": SCHEMA, "identity": identity, **manifest, "records": described}
+        text = json.dumps(manifest, indent=2)
+        write_whole(self.trials / f"{identity}.json", lambda part: part.write_text(text))
+        (self.running / f"{identity}.pt").unlink(missing_ok=True)
+
+    def save_checkpoint(self, identity: str, state: dict[str, Any]) -> None:
+        """Keep the state of a trial under way."""
+        write_whole(self.running / f"{identity}.pt", lambda part: torch.save(state, part))
+
+    def checkpoint(self, identity: str) -> dict[str, Any] | None:
+        """The state of an interrupted trial; none if there is none, or it cannot be read, which means to start anew."""
+        path = self.running / f"{identity}.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception:  # noqa: BLE001  (a file cut short fails in many ways)
+            return None
+        return state if isinstance(state, dict) else None
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have a file written beside its place, then put it there."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+
+    def write_and_move() -> None:
+        try:
+            write(part)
+            os.replace(part, path)  # noqa: PTH105  (atomic on every system)
+        finally:
+            part.unlink(missing_ok=True)
+
+    _or_say(write_and_move, path)
+
+
+def _or_say(act: Callable[[], Any], path: Path) -> None:
+    """Do what writes, and where that fails, say so in a sentence."""
+    try:
+        act()
+    except OSError as error:
+        raise ResultsError(
+            f"{str(path.parent)!r} is expected to take results: got {error.strerror or error}; what is finished there is intact, "
+            "run the same command again once there is room"
+        ) from error
+    except RuntimeError as error:  # torch's writer
+        raise ResultsError(
+            f"{str(path.parent)!r} is expected to take results: got {str(error).partition(chr(10))[0]}"
+        ) from error

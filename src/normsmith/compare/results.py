@@ -1,0 +1,95 @@
+"""`Results`: the trials of any number of folders, as data frames; what is not whole there is left out and named."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from normsmith.compare.files import COLUMNS, Folder
+from normsmith.errors import ResultsError
+
+# What a row of `trials` has of its manifest: everything that tells one trial from another, and what came of it.
+_OF_TRIAL = {
+    "dataset": pl.String,
+    "model": pl.String,
+    "label": pl.String,
+    "batch": pl.Int64,
+    "statistics_batch": pl.Int64,
+    "optimizer": pl.String,
+    "learning_rate": pl.Float64,
+    "seed": pl.Int64,
+    "epochs": pl.Int64,
+    "steps": pl.Int64,
+    "searching": pl.Boolean,
+}
+_OF_RESULT = {"status": pl.String, "accuracy": pl.Float64, "parameters": pl.Int64, "peak memory": pl.Int64}
+_OF_TIMING = ("seconds", "seconds per step", "seconds to target")
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """`trials`: a row each, with its manifest's numbers; `manifests` by identity; `notes`: what was left out, and why."""
+
+    trials: pl.DataFrame
+    manifests: dict[str, dict[str, Any]]
+    paths: dict[str, Path]  # of the records, by identity
+    notes: tuple[str, ...]
+
+    def records(self, *names: str, layers: bool = False) -> pl.DataFrame:
+        """The records of those names of all trials: identity, epoch, step, layer, name, value."""
+        if not self.paths:
+            return pl.DataFrame(schema={"identity": pl.String, **COLUMNS})
+        found = pl.scan_parquet([str(path) for path in self.paths.values()], include_file_paths="identity")
+        if names:
+            found = found.filter(pl.col("name").is_in(names))
+        if not layers:
+            found = found.filter(pl.col("layer") == "")
+        stem = pl.col("identity").str.extract(r"([0-9a-f]+)\.parquet$")
+        return found.with_columns(stem).select("identity", *COLUMNS).collect()
+
+
+def load(*folders: str | Path) -> Results:
+    """The results of these folders together; a trial that lies in several is taken once."""
+    manifests: dict[str, dict[str, Any]] = {}
+    paths, notes = {}, []
+    for given in folders:
+        folder = Folder(given)
+        if not folder.path.is_dir():
+            raise ResultsError(
+                f"a folder of results is expected: got {str(folder.path)!r}, which is not there; normsmith compare makes one"
+            )
+        for path in sorted(folder.trials.glob("*.json")):
+            manifest, fault = _read(folder, path)
+            if manifest is None:
+                notes.append(f"{path}: left out: {fault}")
+            elif path.stem not in manifests:
+                manifests[path.stem], paths[path.stem] = manifest, folder.trials / f"{path.stem}.parquet"
+    return Results(_table(manifests.items()), manifests, paths, tuple(notes))
+
+
+def _read(folder: Folder, path: Path) -> tuple[dict[str, Any] | None, str]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        return None, f"cannot be read ({error})"
+    if not isinstance(manifest, dict) or "trial" not in manifest:
+        return None, "is no manifest of a trial"
+    fault = folder.fault(manifest)
+    return (None, fault) if fault else (manifest, "")
+
+
+def _table(manifests: Iterable[tuple[str, dict[str, Any]]]) -> pl.DataFrame:
+    rows = [
+        {
+            "identity": identity,
+            **{name: manifest["trial"].get(name) for name in _OF_TRIAL},
+            **{name: manifest.get(name) for name in _OF_RESULT},
+            **{name: manifest.get("timing", {}).get(name) for name in _OF_TIMING},
+        }
+        for identity, manifest in manifests
+    ]
+    schema = {"identity": pl.String, **_OF_TRIAL, **_OF_RESULT, **dict.fromkeys(_OF_TIMING, pl.Float64)}
+    return pl.DataFrame(rows, schema=schema, orient="row").rename({"label": "normalizer"})
