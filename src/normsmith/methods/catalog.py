@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from normsmith.errors import OptionError, UnknownMethodError
 CELL = frozenset({"cell scale", "cell shift", "sample scale", "sample shift", "channel scale", "channel shift"})
 SAMPLE = frozenset({"sample scale", "sample shift"})
 CHANNEL = frozenset({"channel scale", "channel shift"})
+
+_COMMA = re.compile(r",(?![^([]*[)\]])")  # none inside brackets
+_WORDS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -235,25 +239,35 @@ def make(method: str | type[Any] | Callable[..., Any], num_features: int, **opti
 
 def parse(method: str) -> tuple[Entry, dict[str, Any]]:
     """The entry and the options of what `make` takes: "group:num_groups=8,eps=1e-3"."""
-    name, _, options = method.partition(":")
-    found: dict[str, Any] = {}
-    entry = find(name.strip())
-    for item in filter(None, (part.strip() for part in options.split(","))):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not key.isidentifier():
-            raise OptionError(f"a method expects options as name:key=value,key=value: got {item!r} in {method!r}")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
+    name, found = written(method)
+    entry = find(name)
     return entry, _checked(found, entry.load()) if found else {}
 
 
+def written(spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options in "name:key=value,key=value"; values are Python's literals, or words, of which true and false are two."""
+    name, _, options = spec.partition(":")
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in _COMMA.split(options))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key.isidentifier():
+            raise OptionError(f"options are expected as name:key=value,key=value: got {item!r} in {spec!r}")
+        try:
+            found[key] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return name.strip(), found
+
+
 def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
-    known = [name for name in inspect.signature(cls).parameters if name != "num_features"]
+    return among(options, [name for name in inspect.signature(cls).parameters if name != "num_features"], cls.__name__)
+
+
+def among(options: dict[str, Any], known: list[str], owner: str) -> dict[str, Any]:
+    """The options, if their names are known; else an error that suggests the nearest."""
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             advice = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise OptionError(f"{cls.__name__} expects options among {', '.join(known)}: got {name!r}; {advice}")
+            raise OptionError(f"{owner} expects options among {', '.join(known)}: got {name!r}; {advice}")
     return options

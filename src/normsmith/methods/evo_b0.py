@@ -38,6 +38,7 @@ class EvoNormB0(RunningNormalizer):
 
     v: nn.Parameter
     parameter_kinds: ClassVar[dict[str, str]] = {"v": "slopes"}
+    activates = True
 
     def __init__(self, num_features: int, **running: Unpack[Running]) -> None:
         super().__init__(num_features, **running)

@@ -44,6 +44,7 @@ class EvoNormS0(Normalizer):
     eps: float
     v: nn.Parameter
     parameter_kinds: ClassVar[dict[str, str]] = {"v": "slopes"}
+    activates = True
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class FilterResponseNorm(Normalizer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        self.threshold = threshold
+        self.threshold = self.activates = threshold
         self.learn_eps = learn_eps
         for key, wanted, shape in (("tau", threshold, (num_features,)), ("learned_eps", learn_eps, ())):
             empty = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
