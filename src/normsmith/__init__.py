@@ -51,7 +51,7 @@ _ELSEWHERE = {
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 
-_ROOMS = ("analysis",)  # public as a whole: ns.analysis.bn_jacobian
+_ROOMS = ("analysis", "data")  # public as a whole: ns.analysis.bn_jacobian
 
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",

@@ -8,7 +8,7 @@ import ast
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,24 +236,34 @@ def make(method: str | type[Any] | Callable[..., Any], num_features: int, **opti
 def parse(method: str) -> tuple[Entry, dict[str, Any]]:
     """The entry and the options of what `make` takes: "group:num_groups=8,eps=1e-3"."""
     name, _, options = method.partition(":")
-    found: dict[str, Any] = {}
     entry = find(name.strip())
+    found = written(options, f"a method, here {method!r},")
+    return entry, _checked(found, entry.load()) if found else {}
+
+
+def written(options: str, owner: str) -> dict[str, Any]:
+    """The options in "key=value,key=value": literals, and words as strings."""
+    found: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in options.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not key.isidentifier():
-            raise OptionError(f"a method expects options as name:key=value,key=value: got {item!r} in {method!r}")
+            raise OptionError(f"{owner} expects options as name:key=value,key=value: got {item!r}")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[key] = value
-    return entry, _checked(found, entry.load()) if found else {}
+    return found
 
 
-def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
-    known = [name for name in inspect.signature(cls).parameters if name != "num_features"]
+def check_known(options: dict[str, Any], known: Sequence[str], owner: str) -> None:
+    """Raise for the first option that is not among those known, and suggest the nearest."""
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             advice = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise OptionError(f"{cls.__name__} expects options among {', '.join(known)}: got {name!r}; {advice}")
+            raise OptionError(f"{owner} expects options among {', '.join(known)}: got {name!r}; {advice}")
+
+
+def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
+    check_known(options, [name for name in inspect.signature(cls).parameters if name != "num_features"], cls.__name__)
     return options
