@@ -58,7 +58,7 @@ class Folder:
         """Write the results of a trial, records first."""
         path = self.trials / f"{identity}.parquet"
         table = pl.DataFrame(records, schema=COLUMNS, orient="row")
-        write_whole(path, lambda part: table.write_parquet(part))
+        write_whole(path, table.write_parquet)
         content = path.read_bytes()
         described = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"schema": SCHEMA, "identity": identity, **manifest, "records": described}

@@ -1,7 +1,7 @@
 """`Results`: the trials of any number of folders, as data frames; what is not whole there is left out and named."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Results:
         return found.with_columns(stem).select("identity", *COLUMNS).collect()
 
 
-def load(*folders: str | Path) -> Results:
-    """The results of these folders together; a trial that lies in several is taken once."""
+def load(*folders: str | Path, only: Collection[str] | None = None) -> Results:
+    """The results of these folders together; a trial that lies in several is taken once. `only`: those with these identities."""
     manifests: dict[str, dict[str, Any]] = {}
     paths, notes = {}, []
     for given in folders:
@@ -62,11 +62,16 @@ def load(*folders: str | Path) -> Results:
                 f"a folder of results is expected: got {str(folder.path)!r}, which is not there; normsmith compare makes one"
             )
         for path in sorted(folder.trials.glob("*.json")):
+            if only is not None and path.stem not in only:
+                continue
             manifest, fault = _read(folder, path)
             if manifest is None:
                 notes.append(f"{path}: left out: {fault}")
             elif path.stem not in manifests:
                 manifests[path.stem], paths[path.stem] = manifest, folder.trials / f"{path.stem}.parquet"
+    sources = sorted({str(manifest["environment"]["source"]) for manifest in manifests.values()})
+    if len(sources) > 1:
+        notes.append(f"trials of {len(sources)} versions of the source stand side by side: {', '.join(sources)}")
     return Results(_table(manifests.items()), manifests, paths, tuple(notes))
 
 

@@ -58,6 +58,4 @@ def _listed(images: dict[str, tuple[str, ...]], top: str, classes: tuple[str, ..
 def _check_test(images: dict[str, tuple[str, ...]], second: str | None, classes: tuple[str, ...], source: Source) -> None:
     strange = {way[1] for way in images.values() if way[0] == second} - set(classes)
     if strange:
-        raise InputError(
-            f"{source.name} expects the classes of train in {second}: got {min(strange)!r}, which train has not"
-        )
+        raise InputError(f"{source.name} expects the classes of train in {second}: got {min(strange)!r}, which train has not")

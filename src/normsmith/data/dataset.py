@@ -45,6 +45,12 @@ class Split:
         names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
         return Split(self.inputs[indices], self.targets[indices], names)
 
+    def divided(self, share: float, seed: int = 0) -> tuple["Split", "Split"]:
+        """Two parts without a sample in common, drawn by the seed; the second has `share` of the samples."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        kept = len(self) - max(round(share * len(self)), 1)
+        return self.select(order[:kept].sort().values), self.select(order[kept:].sort().values)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

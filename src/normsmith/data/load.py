@@ -34,9 +34,7 @@ def load(name: str, root: Root = None) -> Dataset:
     `train=` and `test=` take so many samples, each class with its share, evenly spaced, so that they are always the same; `size=` brings
     the shorter side of images to it and cuts the middle out of the longer; `channels=` is grey or rgb. `known()` lists the names.
     """
-    entry, place, options = cut(name)
-    among(options, entry.known_options, place)
-    check_fit(options, place)
+    entry, place, options = check_name(name)
     reader = importlib.import_module(f"normsmith.data.{entry.reader}")
     found: Found = reader.read(Source(entry, place, root, options))
     train, test = found.train, found.test
@@ -62,6 +60,14 @@ def load_pair(source: str, target: str, root: Root = None) -> tuple[Dataset, Dat
 def _as_in(data: Dataset, options: dict[str, Any]) -> Dataset:
     train, test = (fitted(split, options, "", data.name) for split in (data.train, data.test))
     return assemble(data.name, data.task, train, test, data.classes, data.notes)
+
+
+def check_name(name: str) -> tuple[Entry, str, dict[str, Any]]:
+    """What `cut` finds, or an error if there is no such name, or no such option."""
+    entry, place, options = cut(name)
+    among(options, list(entry.known_options), place)
+    check_fit(options, place)
+    return entry, place, options
 
 
 def cut(name: str) -> tuple[Entry, str, dict[str, Any]]:
