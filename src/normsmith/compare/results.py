@@ -25,7 +25,7 @@ _OF_TRIAL = {
     "steps": pl.Int64,
     "searching": pl.Boolean,
 }
-_OF_RESULT = {"status": pl.String, "accuracy": pl.Float64, "parameters": pl.Int64, "peak memory": pl.Int64}
+_OF_RESULT = {"status": pl.String, "accuracy": pl.Float64, "parameters": pl.Int64, "memory": pl.Int64}
 _OF_TIMING = ("seconds", "seconds per step", "seconds to target")
 
 
