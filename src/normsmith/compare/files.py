@@ -2,6 +2,7 @@
 
 DIR/trials/ID.parquet      records: epoch, step, layer, name, value
 DIR/trials/ID.json         manifest: the trial, its status and score, times, the environment; written last
+DIR/recipe.json            the recipe that was last run here
 DIR/running/ID.pt          checkpoint of a trial under way
 DIR/running/ID.lock        held by the process that runs it; let go by the system if that dies
 """
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from normsmith.errors import ResultsError
 
@@ -47,12 +47,17 @@ class Folder:
         if manifest.get("schema") != SCHEMA:
             return f"written by another version (schema {manifest.get('schema')!r}, expected {SCHEMA})"
         path = self.trials / f"{manifest.get('identity')}.parquet"
+        records = manifest.get("records")
+        if not isinstance(records, dict):
+            return "does not say what its records are"
         try:
-            size = path.stat().st_size
+            content = path.read_bytes()
         except OSError:
             return f"{path.name} is missing"
-        wanted = manifest["records"]["bytes"]
-        return "" if size == wanted else f"{path.name} has {size} bytes of {wanted}"
+        if len(content) != records.get("bytes"):
+            return f"{path.name} has {len(content)} bytes of {records.get('bytes')}"
+        whole = hashlib.sha256(content).hexdigest() == records.get("sha256")
+        return "" if whole else f"{path.name} is not what was written"
 
     def finish(self, identity: str, manifest: dict[str, Any], records: list[tuple[int, int, str, str, float]]) -> None:
         """Write the results of a trial, records first."""
@@ -66,12 +71,29 @@ class Folder:
         write_whole(self.trials / f"{identity}.json", lambda part: part.write_text(text))
         (self.running / f"{identity}.pt").unlink(missing_ok=True)
 
+    def keep_recipe(self, recipe: dict[str, Any]) -> None:
+        """Say what the trials here are of."""
+        text = json.dumps(recipe, indent=2)
+        write_whole(self.path / "recipe.json", lambda part: part.write_text(text))
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The one that was last run here, None if it cannot be read."""
+        try:
+            found = json.loads((self.path / "recipe.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def save_checkpoint(self, identity: str, state: dict[str, Any]) -> None:
         """Keep the state of a trial under way."""
+        import torch  # noqa: PLC0415  (who only reads results needs none)
+
         write_whole(self.running / f"{identity}.pt", lambda part: torch.save(state, part))
 
     def checkpoint(self, identity: str) -> dict[str, Any] | None:
         """The state of an interrupted trial; none if there is none, or it cannot be read, which means to start anew."""
+        import torch  # noqa: PLC0415
+
         path = self.running / f"{identity}.pt"
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
