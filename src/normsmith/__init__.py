@@ -52,7 +52,7 @@ _ELSEWHERE = {
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 
-_ROOMS = ("analysis", "models")  # public as a whole: ns.analysis.bn_jacobian
+_ROOMS = ("analysis", "data", "models")  # public as a whole: ns.analysis.bn_jacobian
 
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",

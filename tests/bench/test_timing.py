@@ -8,7 +8,8 @@ import torch
 import normsmith as ns
 from normsmith.bench import network, record
 from normsmith.bench.subjects import Subject, contestants, parse_shape, subjects
-from normsmith.bench.timing import Times, interleave, interval, peak_bytes
+from normsmith.analysis._memory import peak_bytes
+from normsmith.bench.timing import Times, interleave, interval
 
 ORACLES = Path(__file__).parent.parent / "oracles"
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from normsmith.analysis._memory import peak_bytes
 from normsmith.bench.subjects import MUST_MOVE, Subject, contestants
-from normsmith.bench.timing import interleave, peak_bytes
+from normsmith.bench.timing import interleave
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def _merged(mistakes: list[Any]) -> list[Any]:
     """One mistake for each place: where several forms are allowed, every form complains."""
     places: dict[tuple[Any, ...], Any] = {}
     for mistake in mistakes:
-        path = tuple(p for p in mistake["loc"] if isinstance(p, int) or re.fullmatch(r"\w+", p) and not _is_form(p))
+        path = tuple(p for p in mistake["loc"] if isinstance(p, int) or (re.fullmatch(r"\w+", p) and not _is_form(p)))
         first = places.setdefault(path, {**mistake, "loc": path})
         if first["msg"] != mistake["msg"] and mistake["msg"] not in first["msg"]:
             first["msg"] += f"; or {mistake['msg'][0].lower()}{mistake['msg'][1:]}"

@@ -63,18 +63,13 @@ class Folder:
         """Write the results of a trial, records first."""
         path = self.trials / f"{identity}.parquet"
         table = pl.DataFrame(records, schema=COLUMNS, orient="row")
-        write_whole(path, lambda part: table.write_parquet(part))
+        write_whole(path, table.write_parquet)
         content = path.read_bytes()
         described = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"schema": SCHEMA, "identity": identity, **manifest, "records": described}
         text = json.dumps(manifest, indent=2)
         write_whole(self.trials / f"{identity}.json", lambda part: part.write_text(text))
         (self.running / f"{identity}.pt").unlink(missing_ok=True)
-
-    def keep_recipe(self, recipe: dict[str, Any]) -> None:
-        """Say what the trials here are of."""
-        text = json.dumps(recipe, indent=2)
-        write_whole(self.path / "recipe.json", lambda part: part.write_text(text))
 
     def recipe(self) -> dict[str, Any] | None:
         """The one that was last run here, None if it cannot be read."""

@@ -1,41 +1,30 @@
-"""The most memory that a block of code had beyond what was held before."""
+"""What a step of training takes beside the model, its optimizer and the batch."""
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-@dataclass
-class Peak:
-    """In bytes; None where the system does not say."""
-
-    bytes: int | None = None
+from normsmith.analysis._memory import peak_bytes
 
 
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """On a GPU what torch's allocator took; on Linux what the process did; nothing elsewhere."""
-    peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield peak
-        peak.bytes = torch.cuda.max_memory_allocated(device) - before
-        return
+def step_memory(model: nn.Module, x: Tensor, y: Tensor, loss_of: Callable[[Any, Tensor], Tensor]) -> int:
+    """In bytes: activations and gradients of a forward and a backward of one part of a batch, on a copy of the model."""
+    twin = copy.deepcopy(model).train()
+    random = torch.get_rng_state()
+
+    def step() -> None:
+        loss_of(twin(x), y).backward()  # type: ignore[no-untyped-call]
+
     try:
-        _CLEAR.write_text("5")  # the kernel forgets the highest mark
-        resident = _kilobytes("VmRSS")
-    except OSError:
-        yield peak
-        return
-    yield peak
-    peak.bytes = max(_kilobytes("VmHWM") - resident, 0) * 1024
-
-
-def _kilobytes(name: str) -> int:
-    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+        if x.device.type == "cpu":
+            return peak_bytes(step)
+        with torch.cuda.device(x.device):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            return torch.cuda.max_memory_allocated() - before
+    finally:
+        torch.set_rng_state(random)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from normsmith.data.load import check_name
 from normsmith.errors import NormsmithError
-from normsmith.methods.catalog import parse
+from normsmith.methods.catalog import parse, written
+from normsmith.models.catalog import find
 
 NONE = "none"  # no normalizer at all
 
@@ -24,7 +26,7 @@ def is_code(model: str) -> bool:
 def checked_normalizer(value: Any) -> Any:
     """A normalizer as `ns.make` or `ns.convert` takes it."""
     for method in value.values() if isinstance(value, dict) else (value,):
-        if method is None or method == NONE:
+        if (method is None and isinstance(value, dict)) or (method == NONE and isinstance(value, str)):
             continue
         if not isinstance(method, str):
             raise ValueError(f"expects the name of a method: got {method!r}")
@@ -34,8 +36,6 @@ def checked_normalizer(value: Any) -> Any:
 
 def checked_dataset(value: Any) -> Any:
     """A data set that is known, or a path."""
-    from normsmith.data import check_name
-
     if not isinstance(value, str):
         raise ValueError(f"expects the name of a data set: got {value!r}")
     _told(check_name, value)
@@ -44,12 +44,10 @@ def checked_dataset(value: Any) -> Any:
 
 def checked_model(value: Any) -> Any:
     """A model of the catalog, or a factory."""
-    from normsmith.models import check_name
-
     if not isinstance(value, str):
         raise ValueError(f"expects the name of a model or package.module:factory: got {value!r}")
     if not is_code(value):
-        _told(check_name, value)
+        _told(lambda name: find(written(name)[0]), value)
     return value
 
 

@@ -34,8 +34,9 @@ def _moments(model: nn.Module, layers: dict[str, Normalizer], batches: Iterable[
     handles = []
     for name, layer in layers.items():
 
-        def look(_: nn.Module, inputs: tuple[Any, ...], name: str = name, channels: int = layer.num_features) -> None:
-            found.setdefault(name, FourMoments(channels, inputs[0].device)).add(inputs[0])
+        def look(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            x = inputs[0]
+            found.setdefault(name, FourMoments(x.shape[1], x.device)).add(x)
 
         handles.append(layer.register_forward_pre_hook(look))
     try:

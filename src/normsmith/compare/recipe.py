@@ -1,5 +1,7 @@
 """`Recipe`: what is to be trained, as a TOML file or a Python object; every mistake in it is found before anything runs, all at once."""
 
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -100,16 +102,18 @@ class Recipe(_Part):
             got = "both" if self.epochs else "neither"
             raise ValueError(f"expects either epochs or steps: got {got}; epochs = 10 is a start")
         labels = [label_of(normalizer) for normalizer in self.normalizers]
-        for what, values in (("normalizers", labels), ("batch_sizes", self.batch_sizes), ("seeds", self.all_seeds)):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
+        axes = {"normalizers": labels, "batch_sizes": map(str, self.batch_sizes), "seeds": map(str, self.all_seeds)}
+        for what, values in axes.items():
+            twice = sorted(value for value, times in Counter(values).items() if times > 1)
             if twice:
                 raise ValueError(f"expects each of {what} once: got {', '.join(twice)} several times")
         if self.baseline is not None and self.baseline not in labels:
             raise ValueError(f"expects baseline among the normalizers {', '.join(labels)}: got {self.baseline!r}")
-        for batch in self.batch_sizes if self.statistics_batch is not None else ():
-            if batch > self.statistics_batch and batch % self.statistics_batch:
+        part = self.statistics_batch
+        for batch in self.batch_sizes:
+            if part is not None and batch > part and batch % part:
                 raise ValueError(
-                    f"expects batch_sizes that statistics_batch divides: got {batch} and {self.statistics_batch}; "
+                    f"expects batch_sizes that statistics_batch divides: got {batch} and {part}; "
                     "a last part of another size would have other statistics"
                 )
         return self
@@ -146,8 +150,6 @@ def read(source: "Recipe | dict[str, Any] | str | Path") -> Recipe:
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], str, str]:
-    import tomllib
-
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 """`Results`: the trials of any number of folders, as data frames; what is not whole there is left out and named."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _OF_RESULT = {
     "error": pl.String,
 }
 _OF_TIMING = ("seconds", "seconds per step", "seconds to target")
-_WORKED_OUT = {"machine": pl.String, "source": pl.String, "rest": pl.String}
+_WORKED_OUT = {"machine": pl.String, "rest": pl.String}
 _NO_MATTER = {"record", "threads"}  # of `[training]`: what does not change an accuracy
 
 
@@ -61,25 +61,28 @@ class Results:
         return found.with_columns(stem).select("identity", *COLUMNS).collect()
 
 
-def load(*folders: str | Path) -> Results:
-    """The results of these folders together; a trial that lies in several is taken once."""
+def load(*folders: str | Path, only: Collection[str] | None = None) -> Results:
+    """The results of these folders together; a trial that lies in several is taken once. `only`: those with these identities."""
     manifests: dict[str, dict[str, Any]] = {}
     paths: dict[str, Path] = {}
     faults: dict[Path, str] = {}
-    notes: list[str] = []
+    wanted = None if only is None else set(only)
     opened = [_opened(given) for given in folders]
     for folder in opened:
         for path in sorted(folder.trials.glob("*.json")):
-            if path.stem in manifests:
+            if path.stem in manifests or wanted is not None and path.stem not in wanted:
                 continue
             manifest, fault = _read(folder, path)
             if manifest is None:
                 faults[path] = fault
             else:
                 manifests[path.stem], paths[path.stem] = manifest, folder.trials / f"{path.stem}.parquet"
-    notes += [f"{path} left out: {fault}" for path, fault in faults.items() if path.stem not in manifests]
+    notes = [f"{path} left out: {fault}" for path, fault in faults.items() if path.stem not in manifests]
     for folder in opened:
         notes += _unfinished(folder, {*manifests, *(path.stem for path in faults)})
+    sources = sorted({str(manifest.get("environment", {}).get("source")) for manifest in manifests.values()})
+    if len(sources) > 1:
+        notes.append(f"trials of {len(sources)} versions of the source stand side by side: {', '.join(sources)}")
     return Results(_table(manifests.items()), manifests, paths, tuple(notes))
 
 
@@ -130,12 +133,11 @@ def _table(manifests: Iterable[tuple[str, dict[str, Any]]]) -> pl.DataFrame:
 
 
 def _worked_out(manifest: dict[str, Any]) -> dict[str, str]:
-    """Where a trial ran, by which code; and the rest of its settings, as JSON, so that only like is compared with like."""
+    """Where a trial ran; and the rest of its settings, as JSON, so that only like is compared with like."""
     environment, trial = manifest.get("environment", {}), manifest["trial"]
     rest = {name: value for name, value in trial.items() if name not in _OF_TRIAL and name != "normalizer"}
     training = {name: value for name, value in rest.get("training", {}).items() if name not in _NO_MATTER}
     return {
         "machine": f"{environment.get('machine')}, {environment.get('processor')}",
-        "source": str(environment.get("source")),
         "rest": json.dumps({**rest, "training": training}, sort_keys=True),
     }

@@ -107,9 +107,6 @@ def group(trials: pl.DataFrame) -> tuple[list[Group], list[str]]:
     notes = []
     if older:
         notes.append(f"of {counted(len(older), 'trial')} there is a newer run, which counts instead: {shortened(_names(older))}")
-    sources = sorted({str(row["source"]) for g in groups.values() for of in g.rows.values() for row in of.values()})
-    if len(sources) > 1:
-        notes.append(f"trials of {len(sources)} versions of the code stand side by side: {', '.join(sources)}")
     return [groups[setting] for setting in sorted(groups, key=_order)], notes
 
 

@@ -1,4 +1,4 @@
-"""The training loop: plain, one for all; everything random in it depends on the seed, the epoch and the step alone, or is in the checkpoint."""
+"""The training loop: plain, one for all; what is random in it depends on seed, epoch and step alone, or is in the checkpoint."""
 
 import contextlib
 import math
@@ -55,7 +55,6 @@ class Run:
             torch.cuda.set_rng_state_all([each.cpu() for each in state["random of cuda"]])
         for name in _PLAIN:
             setattr(self, name, state[name])
-        self.records = [tuple(record) for record in self.records]
 
 
 _PLAIN = ("epoch", "step", "seconds", "records", "best_loss", "epochs_since_best")
@@ -73,14 +72,14 @@ def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.Optimizer:
 def rate_at(trial: Trial, step: int, total: int) -> float:
     """The learning rate of the update number `step`, from 0, as a share of the full one."""
     schedule = dict(trial.schedule)
-    rising = schedule["warmup"] * total
+    rising: float = schedule["warmup"] * total
     if step < rising:
         return (step + 1) / (rising + 1)
     progress = (step - rising) / max(total - rising, 1)
     if schedule["name"] == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
+        return 0.5 + 0.5 * math.cos(math.pi * progress)
     if schedule["name"] == "step":
-        return float(schedule["factor"]) ** -sum(progress >= milestone for milestone in schedule["milestones"])
+        return float(schedule["factor"] ** -sum(progress >= milestone for milestone in schedule["milestones"]))
     return 1.0
 
 
@@ -103,7 +102,7 @@ def train_epoch(
         for group in run.optimizer.param_groups:
             group["lr"] = trial.step_size * factor
         run.optimizer.zero_grad(set_to_none=True)
-        for piece, target in zip(x.split(part), y.split(part), strict=True) if part < len(x) else ((x, y),):
+        for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
             with _precision(trial, device):
                 loss = loss_of(run.model(piece), target) * (len(piece) / len(x))
             loss.backward()  # type: ignore[no-untyped-call]

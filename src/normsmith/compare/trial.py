@@ -15,14 +15,13 @@ from filelock import FileLock, Timeout
 
 from normsmith import data
 from normsmith.compare.average import Average
-from normsmith.compare.build import build
+from normsmith.compare.build import build, task_of
 from normsmith.compare.files import Folder
-from normsmith.compare.memory import peak_memory
+from normsmith.compare.memory import step_memory
 from normsmith.compare.observed import observed
 from normsmith.compare.plan import Trial, source_version
 from normsmith.compare.training import Run, evaluate, make_optimizer, train_epoch
 from normsmith.errors import ResultsError
-from normsmith.models.tasks import TASKS
 
 _PATIENCE = 0.2  # seconds between two words on a trial
 
@@ -113,7 +112,7 @@ class Training:
 
     def __init__(self, trial: Trial, identity: str, dataset: data.Dataset) -> None:
         self.trial, self.identity, self.dataset = trial, identity, dataset
-        self.task = TASKS[dataset.task]
+        self.task = task_of(dataset)
         self.device = torch.device(trial.option("device"))
         train, test = dataset.train, dataset.test
         if trial.searching:
@@ -140,24 +139,23 @@ class Training:
         if state is not None:
             self.run.load(state)
         status = "finished"
-        with peak_memory(self.device) as memory:
-            while self.run.step < self.total:
-                measured = train_epoch(
-                    self.run,
-                    self.trial,
-                    iter(self.batches.epoch(self.run.epoch)),
-                    self.total,
-                    self.task.loss,
-                    self._telling(tell),
-                )
-                self._end_epoch(measured)
-                if not math.isfinite(measured["train loss"]):
-                    status = "diverged"
-                    break
-                if self._has_settled(measured["train loss"]):
-                    break
-                if self.run.step < self.total:
-                    folder.save_checkpoint(self.identity, self.run.state())
+        while self.run.step < self.total:
+            measured = train_epoch(
+                self.run,
+                self.trial,
+                iter(self.batches.epoch(self.run.epoch)),
+                self.total,
+                self.task.loss,
+                self._telling(tell),
+            )
+            self._end_epoch(measured)
+            if not math.isfinite(measured["train loss"]):
+                status = "diverged"
+                break
+            if self._has_settled(measured["train loss"]):
+                break
+            if self.run.step < self.total:
+                folder.save_checkpoint(self.identity, self.run.state())
         last = {name: value for epoch, _, _, name, value in self.run.records if epoch == self.run.epoch - 1}
         return {
             "status": status,
@@ -169,9 +167,14 @@ class Training:
                 "seconds per step": last.get("seconds per step"),
                 "seconds to target": self._to_target(),
             },
-            "peak memory": memory.bytes,
+            "peak memory": self._memory(),
             "notes": list(self.dataset.notes),
         }
+
+    def _memory(self) -> int:
+        x, y = next(iter(self.batches))
+        part = self.trial.statistics_batch
+        return step_memory(self.run.model, x[:part], y[:part], self.task.loss)
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""

@@ -245,10 +245,15 @@ def parse(method: str) -> tuple[Entry, dict[str, Any]]:
 
 
 def written(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options in "name:key=value,key=value"; values are Python's literals, or words, of which true and false are two."""
+    """The name and the options in "name:key=value,key=value"."""
     name, _, options = spec.partition(":")
+    return name.strip(), options_in(options, spec)
+
+
+def options_in(text: str, spec: str) -> dict[str, Any]:
+    """The options in "key=value,key=value", a part of `spec`: Python's literals, or words, of which true and false are two."""
     found: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in _COMMA.split(options))):
+    for item in filter(None, (part.strip() for part in _COMMA.split(text))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not key.isidentifier():
             raise OptionError(f"options are expected as name:key=value,key=value: got {item!r} in {spec!r}")
@@ -256,7 +261,7 @@ def written(spec: str) -> tuple[str, dict[str, Any]]:
             found[key] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[key] = value
-    return name.strip(), found
+    return found
 
 
 def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:

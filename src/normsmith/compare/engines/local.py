@@ -1,5 +1,6 @@
 """Processes of this machine, each on cores or a GPU of its own; one that dies is replaced, and its trial goes on from the checkpoint."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -9,7 +10,10 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
+
+import torch
 
 from normsmith.compare.engines import Errand
 from normsmith.compare.files import Folder
@@ -99,8 +103,6 @@ def _places(trial: Trial, workers: int | None, trials: int) -> list[tuple[dict[s
     threads = int(trial.option("threads"))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if str(trial.option("device")) == "cuda":
-        import torch
-
         gpus = torch.cuda.device_count()
         return [({"CUDA_VISIBLE_DEVICES": str(i % gpus)}, set()) for i in range(min(workers or gpus, trials))]
     count = min(workers or max(len(cores) // threads, 1), trials)
@@ -113,11 +115,11 @@ class _Hand:
     """One worker process, and the trial it has in hand."""
 
     def __init__(self, place: tuple[dict[str, str], set[int]], errand: Errand) -> None:
-        self.place, self.trial, self.tries, self.ready = place, None, 0, False
-        self.trial: Trial | None
+        self.place, self.tries, self.ready = place, 0, False
+        self.trial: Trial | None = None
         variables, cores = place
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         arguments = [str(errand.folder.path), *([] if errand.root is None else [str(errand.root)])]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "normsmith.compare.engines.worker", *arguments],
@@ -134,11 +136,9 @@ class _Hand:
         """Hand over a trial; if the worker is dead already, that shows when it is listened to."""
         self.trial, self.tries = trial, tries
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(trial.to_dict()).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def words(self) -> Iterator[Word | None]:
         """What it has said since; None when it is dead."""
@@ -159,11 +159,8 @@ class _Hand:
             self.process.kill()
             status = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
         return status
 
     def last_words(self) -> str:
