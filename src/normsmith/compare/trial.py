@@ -156,6 +156,10 @@ class Training:
                 break
             if self.run.step < self.total:
                 folder.save_checkpoint(self.identity, self.run.state())
+        if self.trial.option("keep_weights"):
+            average = self.run.average
+            model = self.run.model if average is None else average.applied(self.run.model)
+            folder.save_weights(self.identity, model.state_dict())
         last = {name: value for epoch, _, _, name, value in self.run.records if epoch == self.run.epoch - 1}
         return {
             "status": status,
