@@ -2,11 +2,11 @@
 
 Everything is about paired differences: one number per seed, the score of one normalizer less that of another.
 
-- The test is Student's t on the differences, and so is the interval; they agree: p < 0.05 just where the 95 % interval leaves out zero. At 3 to
-  5 seeds nothing without a distribution can be had: a sign-flip test of n seeds has no p below 2^(1-n), 0.25 at 3 seeds and 0.06 at 5; and a
-  bootstrap of n values never leaves their range, which covers a median with a chance of 1 - 2^(1-n), 75 % at 3 seeds.
-- The bootstrap stands beside it, as a check that knows no normal distribution: percentiles of `scipy.stats.bootstrap`, widened for the number of
-  seeds as Hesterberg (2015) does, since plain percentiles and BCa are too narrow even at 10 seeds (docs/compare.md has what they cover).
+- The test is Student's t on the differences, and so is the interval; they agree: p < 0.05 just where the 95 % interval leaves out zero. At
+  3 to 5 seeds nothing can be had without a distribution: a sign-flip test of n seeds has no p below 2^(1-n), 0.25 at 3 seeds and 0.06 at 5;
+  and a bootstrap of n values never leaves their range, which covers a median with a chance of 1 - 2^(1-n), 75 % at 3 seeds.
+- The bootstrap stands beside it, as a check that knows no normal distribution: percentiles of `scipy.stats.bootstrap`, widened for the
+  number of seeds as Hesterberg (2015) does, since plain percentiles and BCa are too narrow even at 10 seeds (docs/compare.md has what they cover).
 - Differences without any spread have no t. What decides then is the sign-flip test.
 """
 
@@ -48,8 +48,8 @@ def t_interval(values: Values) -> Interval | None:
 def bootstrap_interval(values: Values) -> Interval | None:
     """Where the mean is, at 95 %, by resampling the values; None of one value.
 
-    The percentiles taken are further out than 2.5 and 97.5: as far as Student's t is from the normal, and sqrt(n / (n - 1)) for the spread of
-    resamples. At 3 and 4 values that is the range of the values, the most there is to resample.
+    The percentiles taken are further out than 2.5 and 97.5: as far as Student's t is from the normal, and sqrt(n / (n - 1)) for the spread
+    of resamples. At 3 and 4 values that is the range of the values, the most there is to resample.
     """
     size = len(values)
     if size < 2:
@@ -82,7 +82,7 @@ def p_value(values: Values) -> float | None:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for all of them (Holm 1979), so that the chance of any false claim is bounded; None, which is no test, stays None."""
+    """Each p corrected for all of them (Holm 1979), which bounds the chance of any false claim; None, which is no test, stays None."""
     order = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
     highest = 0.0

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from normsmith.compare._mistakes import explain
-from normsmith.compare.names import checked_dataset, checked_model, checked_normalizer, label_of
+from normsmith.compare.labels import label_of
+from normsmith.compare.names import checked_dataset, checked_model, checked_normalizer
 from normsmith.errors import InputError, OptionError
 
 Positive = Annotated[int, Field(gt=0)]

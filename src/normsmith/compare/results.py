@@ -70,7 +70,7 @@ def load(*folders: str | Path, only: Collection[str] | None = None) -> Results:
     opened = [_opened(given) for given in folders]
     for folder in opened:
         for path in sorted(folder.trials.glob("*.json")):
-            if path.stem in manifests or wanted is not None and path.stem not in wanted:
+            if path.stem in manifests or (wanted is not None and path.stem not in wanted):
                 continue
             manifest, fault = _read(folder, path)
             if manifest is None:
@@ -79,7 +79,7 @@ def load(*folders: str | Path, only: Collection[str] | None = None) -> Results:
                 manifests[path.stem], paths[path.stem] = manifest, folder.trials / f"{path.stem}.parquet"
     notes = [f"{path} left out: {fault}" for path, fault in faults.items() if path.stem not in manifests]
     for folder in opened:
-        notes += _unfinished(folder, {*manifests, *(path.stem for path in faults)})
+        notes += _unfinished(folder, set(manifests), wanted)
     sources = sorted({str(manifest.get("environment", {}).get("source")) for manifest in manifests.values()})
     if len(sources) > 1:
         notes.append(f"trials of {len(sources)} versions of the source stand side by side: {', '.join(sources)}")
@@ -95,13 +95,18 @@ def _opened(given: str | Path) -> Folder:
     return folder
 
 
-def _unfinished(folder: Folder, known: set[str]) -> list[str]:
+def _unfinished(folder: Folder, known: set[str], wanted: set[str] | None) -> list[str]:
     """A note of trials that have a checkpoint, or records, and no manifest."""
-    begun = {path.stem for path in (*folder.running.glob("*.pt"), *folder.trials.glob("*.parquet"))} - known
+    begun = {path.stem for path in (*folder.running.glob("*.pt"), *folder.trials.glob("*.parquet"))}
+    begun -= known | {path.stem for path in folder.trials.glob("*.json")}
+    if wanted is not None:
+        begun &= wanted
     if not begun:
         return []
     what = "1 trial is" if len(begun) == 1 else f"{len(begun)} trials are"
-    return [f"{what} not finished in {folder.path}: under way, interrupted or copied in part; normsmith compare goes on with them"]
+    return [
+        f"{what} not finished in {folder.path}: under way, interrupted or copied in part; normsmith compare goes on with them"
+    ]
 
 
 def _read(folder: Folder, path: Path) -> tuple[dict[str, Any] | None, str]:

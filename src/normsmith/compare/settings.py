@@ -90,7 +90,7 @@ def _reason(row: Row | None) -> str:
 
 
 def group(trials: pl.DataFrame) -> tuple[list[Group], list[str]]:
-    """The trials by setting, those of a search of learning rates left out; and notes. Of a trial that lies there twice the newest counts."""
+    """The trials by setting, without those of a search of learning rates; and notes. Of a trial that lies there twice the newest counts."""
     rows = trials.sort("ended", "identity", nulls_last=False).to_dicts()
     searched = {(row["normalizer"], _setting(row, searched=True)) for row in rows if row["searching"]}
     groups: dict[Setting, Group] = {}
@@ -106,7 +106,9 @@ def group(trials: pl.DataFrame) -> tuple[list[Group], list[str]]:
         seeds[row["seed"]] = row
     notes = []
     if older:
-        notes.append(f"of {counted(len(older), 'trial')} there is a newer run, which counts instead: {shortened(_names(older))}")
+        notes.append(
+            f"of {counted(len(older), 'trial')} there is a newer run, which counts instead: {shortened(_names(older))}"
+        )
     return [groups[setting] for setting in sorted(groups, key=_order)], notes
 
 

@@ -1,7 +1,8 @@
 """`falls`: which normalizers do worse at small batches than the others do.
 
-A score at batch 2 and one at batch 32 differ for every normalizer: there are more updates in an epoch, and noisier ones. So what is asked is how far
-a normalizer is ahead of the median of the others, at either size, seed by seed; and how much of that it loses on the way to the smaller one.
+A score at batch 2 and one at batch 32 differ for every normalizer: there are more updates in an epoch, and noisier ones. So what is asked
+is how far a normalizer is ahead of the median of the others, at either size, seed by seed; and how much of that it loses on the way to the
+smaller one.
 """
 
 from collections.abc import Sequence

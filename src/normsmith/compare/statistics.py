@@ -158,10 +158,20 @@ def _differences(groups: list[Group], baseline: str) -> list[Difference]:
 def _difference(group: Group, name: str, by_seed: dict[int, float], corrected: float | None, tests: int) -> Difference:
     values = list(by_seed.values())
     mean, deviation = float(np.mean(values)), spread(values)
-    intervals = t_interval(values), bootstrap_interval(values)
-    verdict = p_value(values), corrected, is_clear(values, corrected)
-    outlook = detectable(deviation, len(values), tests), seeds_needed(mean, deviation, tests)
-    return Difference(group.setting, name, by_seed, mean, deviation, *intervals, *verdict, *outlook)
+    return Difference(
+        group.setting,
+        name,
+        by_seed,
+        mean,
+        deviation,
+        t_interval(values),
+        bootstrap_interval(values),
+        p_value(values),
+        corrected,
+        is_clear(values, corrected),
+        detectable(deviation, len(values), tests),
+        seeds_needed(mean, deviation, tests),
+    )
 
 
 def _left_out(entries: list[Entry]) -> list[str]:
