@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -137,11 +138,14 @@ def examine(
     from normsmith.data.load import held_out
     from normsmith.locate import load_loader, load_model
 
-    if (loader is None) == (data is None):
+    if data is not None and loader is None:
+        given: Iterable[object] = held_out(data, root, 32 if batch_size is None else batch_size)
+    elif loader is None or data is not None:
         raise OptionError(f"examine expects --loader or --data: got {'neither' if data is None else 'both'}; give one of them")
-    if data is None and (root is not None or batch_size is not None):
+    elif root is not None or batch_size is not None:
         raise OptionError("examine expects --root and --batch-size with --data alone: got them with --loader; leave them out")
-    given = held_out(data, root, 32 if batch_size is None else batch_size) if loader is None else load_loader(loader)
+    else:
+        given = load_loader(loader)
     exam = normsmith.examine(load_model(model), given, batches=batches)
     print(json.dumps(exam.to_dict(), indent=2) if as_json else exam)
     if save is not None:
