@@ -99,7 +99,8 @@ def check_sum(data: bytes, name: str, where: str, known: Mapping[str, str]) -> N
 
 
 def _broken(path: Path, what: str, error: BaseException) -> InputError:
-    return InputError(f"{path} is expected to be {what}: got {error}; fetch it again")
+    got = str(error).partition("\n")[0].removesuffix(":") or type(error).__name__
+    return InputError(f"{path} is expected to be {what}: got {got}; fetch it again")
 
 
 def folder_of(name: str, root: str | os.PathLike[str] | None, signs: Iterable[str]) -> Path:
