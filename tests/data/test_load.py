@@ -1,6 +1,5 @@
 """Names, options, and the set that needs no file."""
 
-import subprocess
 import sys
 
 import pytest
@@ -193,13 +192,12 @@ def test_splits_and_sets_are_checked():
         assemble("it", "classification", good, good.select(torch.tensor([], dtype=torch.int64)), ("a", "b"))
 
 
-def test_examine_from_the_command_line(tmp_path):
+def test_examine_from_the_command_line(tmp_path, capsys):
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))\n"
     )
-    call = [sys.executable, "-m", "normsmith", "examine", f"{tmp_path}/net.py:net", "--data", "digits:test=48"]
-    done = subprocess.run([*call, "--batch-size", "16"], capture_output=True, text=True, check=False, timeout=120)
-    assert "3 batches, 48 samples" in done.stdout, done.stderr
+    examine(f"{tmp_path}/net.py:net", data="digits:test=48", batch_size=16)
+    assert "3 batches, 48 samples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

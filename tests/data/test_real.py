@@ -52,6 +52,7 @@ def test_mnist_m():
     assert (data.channels, data.size) == (3, (32, 32))
 
 
+@pytest.mark.slow
 def test_pacs_domains():
     data = ns.data.load("pacs:domain=sketch,size=32", real("pacs"))
     assert counts(data.train) == [24] * 7
@@ -66,9 +67,10 @@ def test_tiny_imagenet():
     assert counts(data.train) == [10] * 20
     assert counts(data.test) == [5] * 20
     goldfish = data.train.inputs[data.train.targets == 0].float().mean((0, 2, 3))
-    assert goldfish[0] > goldfish[2] + 30, "goldfish are orange"
+    assert goldfish[0] > goldfish[2] + 15, "goldfish are orange"
 
 
+@pytest.mark.slow
 def test_pairs():
     root = real("usps")
     real("mnist")
