@@ -16,7 +16,8 @@ def images(number=40, channels=3, height=7, width=9, dtype=torch.uint8):
 def applied(spec, x, y=None, mean=0.5):
     y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
     shape = (1, x.shape[1], *(1,) * (x.ndim - 2))
-    return Augmentation(spec, Split(x, y), torch.full(shape, mean))(x, y, torch.Generator().manual_seed(5))
+    augment = Augmentation(spec, Split(x, y), torch.full(shape, mean))
+    return augment(x, y, augment.draw(len(x), torch.Generator().manual_seed(5), x.device))
 
 
 def moved(x, down, right):
@@ -37,7 +38,7 @@ def test_crop(dtype, frames):
     if frames:
         x = torch.stack([images(dtype=dtype) for _ in range(frames)], 2)
     out, _ = applied("crop:padding=3", x)
-    ways = torch.randint(-3, 4, (2, len(x)), generator=torch.Generator().manual_seed(5)).T.tolist()
+    ways = torch.randint(-3, 4, (len(x), 2), generator=torch.Generator().manual_seed(5)).tolist()
     assert len({tuple(way) for way in ways}) > 10
     for sample, way, got in zip(x, ways, out, strict=True):
         assert torch.equal(got, moved(sample, *way))
@@ -86,8 +87,8 @@ def test_cutout(size, dtype):
 def test_colour():
     x = images()
     out, _ = applied("colour:brightness=0.3,contrast=0.5,saturation=0.4", x)
-    generator = torch.Generator().manual_seed(5)
-    factors = [1 + s * (2 * torch.rand(len(x), generator=generator) - 1) for s in (0.3, 0.5, 0.4)]
+    shares = torch.rand(len(x), 3, generator=torch.Generator().manual_seed(5)).T
+    factors = [1 + s * (2 * share - 1) for s, share in zip((0.3, 0.5, 0.4), shares, strict=True)]
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     for sample, bright, contrast, saturation, got in zip(x, *factors, out, strict=True):
         image = (sample / 255 * bright).clamp(0, 1)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,3 +168,17 @@ def test_options_that_cannot_work(options, says):
 def test_steps_that_are_not_there(epoch, start):
     with pytest.raises(OptionError, match="start from 0 to 6"):
         ns.data.Batches(split(), 4).epoch(epoch, start)
+
+
+@pytest.mark.gpu
+def test_the_same_augmentation_on_a_gpu():
+    here, there = (ns.data.Batches(split(), 8, augment=AUGMENT, device=device) for device in ("cpu", "cuda"))
+    assert there.inputs.is_cuda
+    for (x, y), (u, v) in zip(here, there, strict=True):
+        assert torch.equal(y, v.cpu())
+        torch.testing.assert_close(x, u.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_numpy_numbers_are_numbers():
+    data = split()
+    assert torch.equal(ns.data.Batches(data, 4, seed=np.int64(3)).order(np.int32(1)), ns.data.Batches(data, 4, seed=3).order(1))
