@@ -112,6 +112,7 @@ class Training:
 
     def __init__(self, trial: Trial, identity: str, dataset: data.Dataset) -> None:
         self.trial, self.identity, self.dataset = trial, identity, dataset
+        self._spoken = time.monotonic()
         self.task = task_of(dataset)
         self.device = torch.device(trial.option("device"))
         train, test = dataset.train, dataset.test
@@ -181,12 +182,11 @@ class Training:
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""
-        spoken = [time.monotonic()]
         score = next((v for _, _, _, name, v in reversed(self.run.records) if name == "accuracy"), None)
 
         def told(step: int) -> None:
-            if time.monotonic() - spoken[0] > _PATIENCE:
-                spoken[0] = time.monotonic()
+            if time.monotonic() - self._spoken > _PATIENCE:
+                self._spoken = time.monotonic()
                 tell(Word(self.identity, step, self.total, score))
 
         return told
