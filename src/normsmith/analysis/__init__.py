@@ -6,6 +6,7 @@ from normsmith.analysis.blocks import ExactBlock, KroneckerBlock
 from normsmith.analysis.covariate_shift import Shift, covariate_shift
 from normsmith.analysis.fisher_blocks import FisherBlocks, fisher_blocks
 from normsmith.analysis.natural_step import Fisher, NaturalStep, fisher_matrix, natural_step
+from normsmith.analysis.refusals import refusals
 from normsmith.analysis.smoothness import Smoothness, smoothness
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "fisher_blocks",
     "fisher_matrix",
     "natural_step",
+    "refusals",
     "smoothness",
 ]
