@@ -8,6 +8,7 @@ from normsmith.errors import NormsmithError
 from normsmith.methods.catalog import parse, written
 from normsmith.models.catalog import find
 
+
 def is_code(model: str) -> bool:
     """Whether a model is named by a factory of the user's, not by the catalog."""
     head = model.partition("(")[0]

@@ -48,12 +48,13 @@ def _who_wins(ranked: list[Entry], winner: str | None) -> str:
         return f"Only {spoken(best.normalizer)} has results: nothing to compare."
     if winner:
         return f"{spoken(winner)} is the best, {percent(best.mean)}, clear of every other."
+    best_name = spoken(best.normalizer)
     rivals = [spoken(e.normalizer) for e in ranked[1:] if e.ranks is not None and e.ranks[0] == 1]
     if max(len(e.scores) for e in ranked) < 2:
-        return f"No winner: {spoken(best.normalizer)} has the highest score, of one seed, which says nothing about the next; run at least 3."
+        return f"No winner: {best_name} has the highest score, of one seed, which says nothing about the next; run at least 3."
     if not rivals:
-        return f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and is not clear of all others."
-    return f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and cannot be told from {listed(rivals)}."
+        return f"No winner: {best_name} has the highest mean, {percent(best.mean)}, and is not clear of all others."
+    return f"No winner: {best_name} has the highest mean, {percent(best.mean)}, and cannot be told from {listed(rivals)}."
 
 
 def _beside_baseline(baseline: str, ranked: list[Entry], differences: list[Difference]) -> list[str]:
