@@ -1,7 +1,7 @@
 """How long a folder of 1,000 trials takes to load and to report, and how much memory: `python benchmarks/results_folder.py`.
 
 The folder is made up in a temporary place: 10 normalizers, 5 batch sizes, 4 data sets, 5 seeds; 20 epochs with 10 records each. What is
-timed is a process of its own, from its start: load, statistics, records of all epochs, the table as text, report.json, report.md and report.csv.
+timed is a process of its own, from its start: load, statistics, records of all epochs, the table as text, JSON, Markdown and CSV.
 """
 
 import argparse

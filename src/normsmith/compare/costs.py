@@ -28,8 +28,8 @@ def cost(group: Group, normalizer: str, baseline: str) -> Cost:
     return Cost(
         _median([row["seconds per step"] for row in rows.values()]),
         _ratio(pairs, lambda row: row["seconds per step"]),
-        _median([row["peak memory"] for row in rows.values()]),
-        _ratio(pairs, lambda row: row["peak memory"]),
+        _median([row["memory"] for row in rows.values()]),
+        _ratio(pairs, lambda row: row["memory"]),
         len(times) if target else None,
         _median(times),
     )

@@ -3,6 +3,7 @@
 DIR/trials/ID.parquet      records: epoch, step, layer, name, value
 DIR/trials/ID.json         manifest: the trial, its status and score, times, the environment; written last
 DIR/recipe.json            the recipe that was last run here
+DIR/weights/ID.pt          the model's state at the end, where the recipe wants it kept
 DIR/running/ID.pt          checkpoint of a trial under way
 DIR/running/ID.lock        held by the process that runs it; let go by the system if that dies
 """
@@ -27,11 +28,11 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.trials, self.running = self.path / "trials", self.path / "running"
+        self.trials, self.running, self.weights = (self.path / part for part in ("trials", "running", "weights"))
 
     def prepare(self) -> None:
         """Make it, or say why not."""
-        for part in (self.trials, self.running):
+        for part in (self.trials, self.running, self.weights):
             _or_say(lambda part=part: part.mkdir(parents=True, exist_ok=True), part)  # type: ignore[misc]
 
     def manifest(self, identity: str) -> dict[str, Any] | None:
@@ -81,9 +82,24 @@ class Folder:
 
     def save_checkpoint(self, identity: str, state: dict[str, Any]) -> None:
         """Keep the state of a trial under way."""
-        import torch  # noqa: PLC0415  (who only reads results needs none)
+        _save(self.running / f"{identity}.pt", state)
 
-        write_whole(self.running / f"{identity}.pt", lambda part: torch.save(state, part))
+    def save_weights(self, identity: str, state: dict[str, Any]) -> None:
+        """Keep the state of a model at the end of its trial."""
+        _save(self.weights / f"{identity}.pt", state)
+
+    def load_weights(self, identity: str) -> dict[str, Any]:
+        """The state of the model of a trial at its end."""
+        import torch  # noqa: PLC0415
+
+        path = self.weights / f"{identity}.pt"
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise ResultsError(
+                f"the weights of a trial are expected in {str(path)!r}: {error.strerror}; say keep_weights = true in [training]"
+            ) from None
+        return state
 
     def checkpoint(self, identity: str) -> dict[str, Any] | None:
         """The state of an interrupted trial; none if there is none, or it cannot be read, which means to start anew."""
@@ -97,6 +113,12 @@ class Folder:
         except Exception:  # noqa: BLE001  (a file cut short fails in many ways)
             return None
         return state if isinstance(state, dict) else None
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    import torch  # noqa: PLC0415  (who only reads results needs none)
+
+    write_whole(path, lambda part: torch.save(state, part))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

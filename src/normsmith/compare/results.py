@@ -30,13 +30,13 @@ _OF_RESULT = {
     "status": pl.String,
     "accuracy": pl.Float64,
     "parameters": pl.Int64,
-    "peak memory": pl.Int64,
+    "memory": pl.Int64,
     "ended": pl.Float64,
     "error": pl.String,
 }
 _OF_TIMING = ("seconds", "seconds per step", "seconds to target")
 _WORKED_OUT = {"machine": pl.String, "rest": pl.String}
-_NO_MATTER = {"record", "threads"}  # of `[training]`: what does not change an accuracy
+_NO_MATTER = {"record", "threads", "keep_weights"}  # of `[training]`: what does not change an accuracy
 
 
 @dataclass(frozen=True, eq=False)
