@@ -77,7 +77,7 @@ def fill(path: Path, trials: int) -> None:
             "status": "finished",
             "accuracy": accuracy,
             "timing": {"seconds": 10.0, "seconds per step": 0.01 + draw.random() / 1000, "seconds to target": None},
-            "peak memory": 10_000_000,
+            "memory": 10_000_000,
             "parameters": 100_000,
             "environment": {"source": "1", "machine": "here", "processor": "cpu"},
             "ended": float(number),

@@ -9,7 +9,6 @@ from normsmith.methods.catalog import parse
 from normsmith.models.catalog import check_name as check_model
 
 
-
 def is_code(model: str) -> bool:
     """Whether a model is named by a factory of the user's, not by the catalog."""
     head = model.partition("(")[0]
