@@ -111,6 +111,21 @@ def test_a_fall_that_is_not_clear_is_said_to_be_so(tmp_path):
     assert fall.endswith("in 3 seeds, clear alone but not after correction.")
 
 
+def test_who_is_still_ahead_or_only_gains_less_does_not_suffer(tmp_path):
+    """As where nobody but batch norm has learned anything yet at the large batch."""
+    chance = {"group": [0.10, 0.11, 0.10], "layer": [0.10, 0.10, 0.11]}
+    fill(tmp_path / "a", {"batch": [0.86, 0.87, 0.86], **chance})
+    fill(tmp_path / "a", {"batch": [0.15, 0.14, 0.16], **chance}, batch=2)
+    text = " ".join(said(tmp_path / "a")[1])
+    assert "batch loses of its lead at batch 2" in text
+    assert "suffers" not in text
+    fill(tmp_path / "b", {"batch": [0.60, 0.61, 0.60], "group": [0.60, 0.61, 0.60], "layer": [0.61, 0.60, 0.60]})
+    fill(tmp_path / "b", {"batch": [0.65, 0.66, 0.65], "group": [0.90, 0.91, 0.90], "layer": [0.92, 0.90, 0.91]}, batch=2)
+    text = " ".join(said(tmp_path / "b")[1])
+    assert "batch gains less than the others at batch 2" in text
+    assert "suffers" not in text
+
+
 def test_nobody_suffers_where_all_lose_alike(tmp_path):
     fill(tmp_path, LARGE)
     fill(tmp_path, {name: [v - 0.3 for v in values] for name, values in LARGE.items()}, batch=2)
