@@ -93,7 +93,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil", FAULTS)
 def test_copied_in_part(folder, spoil):
-    path = sorted(Folder(folder).trials.glob("*.json"))[0]
+    path = min(Folder(folder).trials.glob("*.json"))
     spoil(path)
     results = load(folder)
     assert len(results.trials) == 5
@@ -109,7 +109,7 @@ def test_copied_in_part(folder, spoil):
 
 
 def test_records_without_a_manifest(folder):
-    sorted(Folder(folder).trials.glob("*.json"))[0].unlink()
+    min(Folder(folder).trials.glob("*.json")).unlink()
     [note] = load(folder).notes
     assert note.startswith("1 trial is not finished")
 
