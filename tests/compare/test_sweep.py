@@ -73,7 +73,7 @@ def test_a_search_of_learning_rates(tmp_path):
     wanted = recipe(optimizers=[{"learning_rate": [1e-6, 0.05]}], seeds=2, normalizers=["batch"])
     trials = sweep(wanted, Folder(tmp_path), InlineEngine(), None, counting)
     assert counting.stages == [(2, 0), (2, 0)]
-    assert {t.learning_rate for t in trials} == {0.05}
+    assert {t.learning_rate for t in trials if not t.searching} == {0.05}
     found = load(tmp_path).trials
     assert found.filter(found["searching"]).height == 2
     assert set(found.filter(~found["searching"])["seed"]) == {0, 1}
@@ -90,8 +90,8 @@ def test_devices():
     [
         ("scenes:of=digits,train=8,test=4", "unet:width=4"),
         ("boxes:of=digits,train=8,test=4", "detector:width=4"),
-        ("moving:of=digits,train=8,test=4", "clip_cnn:width=4"),
-        ("digits:train=20,test=10", "lstm:hidden=8"),
+        ("moving:of=digits,train=8,test=4", "clipnet:width=4"),
+        ("digits:train=20,test=10", "lstm:width=8"),
     ],
 )
 def test_every_task(tmp_path, task, model):
@@ -130,13 +130,17 @@ def test_bars_on_a_terminal(tmp_path):
 
 
 def command(*arguments: str, folder) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "normsmith", *arguments], capture_output=True, text=True, cwd=folder, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "normsmith", *arguments], capture_output=True, text=True, cwd=folder, check=False
+    )
 
 
 def test_the_commands(tmp_path):
     text = command("compare", "--init", folder=tmp_path).stdout
     (tmp_path / "recipe.toml").write_text(
-        text.replace('["digits"]', f'["{SMALL["datasets"][0]}"]').replace("epochs = 3", "epochs = 1").replace("seeds = 3", "seeds = 2")
+        text.replace('["digits"]', f'["{SMALL["datasets"][0]}"]')
+        .replace("epochs = 3", "epochs = 1")
+        .replace("seeds = 3", "seeds = 2")
     )
     done = command("compare", "recipe.toml", "--out", "runs", folder=tmp_path)
     assert done.returncode == 0, done.stderr
