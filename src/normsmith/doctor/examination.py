@@ -4,13 +4,14 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from normsmith.doctor.finding import SEVERITIES, Finding, Severity
+from normsmith.doctor.layer_page import LayerView
 from normsmith.errors import OptionError
 from normsmith.surgery._console import as_text
 
@@ -29,6 +30,7 @@ class Examination:
     missing: tuple[str, ...]
     batches: int
     samples: int
+    views: tuple[LayerView, ...] = field(default=(), repr=False)  # what the page shows of each layer
 
     @property
     def worst(self) -> Severity | None:
@@ -83,11 +85,15 @@ class Examination:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a report, whole or not at all: `.json` the data, `.sarif` the findings, `.txt` what is printed."""
+        """Write a report, whole or not at all: `.html` a page, `.json` the data, `.sarif` the findings, `.txt` what is printed."""
         path = Path(path)
         kinds = {".json": self.to_dict, ".sarif": self.to_sarif}
-        if path.suffix not in {*kinds, ".txt"}:
-            raise OptionError(f"save expects a path that ends in .json, .sarif or .txt: got {path.name!r}")
+        if path.suffix not in {*kinds, ".html", ".txt"}:
+            raise OptionError(f"save expects a path that ends in .html, .json, .sarif or .txt: got {path.name!r}")
+        if path.suffix == ".html":
+            from normsmith.doctor.page import page  # noqa: PLC0415  (needs Jinja)
+
+            return page(self).save(path)
         text = str(self) if path.suffix == ".txt" else json.dumps(kinds[path.suffix](), indent=2)
         part = path.with_name(path.name + ".part")
         part.write_text(text + "\n")

@@ -10,6 +10,7 @@ from normsmith.doctor.checks import OF_DATA, OF_STATE, SPOIL
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.checks.small_batch import noise
 from normsmith.doctor.examination import Examination
+from normsmith.doctor.layer_page import view_of
 from normsmith.doctor.observation import Layer, Observation
 from normsmith.doctor.observe import observe
 from normsmith.surgery._models import Forward
@@ -53,6 +54,7 @@ def examine(
         (*seen.missing, *unread),
         seen.batches,
         seen.samples,
+        tuple(view_of(layer) for layer in seen.layers),
     )
 
 

@@ -1,0 +1,114 @@
+"""`LayerView`: what a page shows of one layer, as plain data; and what is drawn from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normsmith.doctor.checks._gap import gap
+from normsmith.doctor.exceedances import gaussian_fraction
+from normsmith.doctor.observation import Layer
+from normsmith.doctor.profile import Profile
+
+REACH, BARS = 6.0, 60  # deviations on either side that the histogram shows, and its bars
+TAIL = tuple([0.5 + 0.25 * step for step in range(31)] + [8 * 16 ** (step / 16) for step in range(1, 17)])  # to 128
+
+
+class Noise(NamedTuple):
+    """How far batch means scatter at a batch size, in deviations; measured, and by theory."""
+
+    batch: int
+    measured: float | None
+    theory: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample that stands out in a layer."""
+
+    index: int
+    score: float
+    label: str = ""
+    png: bytes = b""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One layer: numbers of every channel by what they are, each (C,); histograms; and what further analyses found."""
+
+    name: str
+    kind: str
+    channels: Mapping[str, Tensor]
+    profile: Profile | None = field(repr=False, default=None)
+    noise: Sequence[Noise] = ()
+    samples: Sequence[Sample] = ()
+
+    @property
+    def size(self) -> int:
+        """How many channels."""
+        return max((len(values) for values in self.channels.values()), default=0)
+
+    def representatives(self, most: int) -> Tensor:
+        """All channels, or of more than `most` one for each of so many groups of neighbours: that which is furthest from what is usual."""
+        if self.size <= most:
+            return torch.arange(self.size)
+        distance = torch.stack([_unusual(values) for values in self.channels.values()]).amax(0)
+        groups = torch.arange(self.size) * most // self.size
+        order = distance.argsort(stable=True)  # the furthest of a group is written last
+        chosen = torch.zeros(most, dtype=torch.int64)
+        for channel in order.tolist():
+            chosen[groups[channel]] = channel
+        return chosen
+
+
+def view_of(layer: Layer) -> LayerView:
+    """What is known of a layer after observation. Statistics that later change are copied, histograms are not."""
+    if layer.profile is None or layer.moments is None:
+        return LayerView(layer.name, layer.kind, {})
+    shape = layer.profile.to(torch.device("cpu")).moments
+    found = {"mean": shape.mean.clone(), "deviation": shape.std}
+    if layer.tracked:
+        mean, var = (t.cpu() for t in layer.running())
+        found |= {"running mean": mean.clone(), "running deviation": var.sqrt(), "gap": gap(layer).channels}
+    found |= {"skewness": shape.skewness, "excess kurtosis": shape.kurtosis, "weight": layer.gain().cpu().clone()}
+    return LayerView(
+        layer.name,
+        layer.kind,
+        {key: values for key, values in found.items() if len(values.shape) == 1 and len(values) == len(shape.mean)},
+        layer.profile,
+    )
+
+
+def histogram(profile: Profile) -> tuple[list[float], list[float], list[float]]:
+    """Middles of bars, the density of all channels, each brought to mean 0 and variance 1, and that of a Gaussian."""
+    pool = profile.to(torch.device("cpu")).pooled(standardized=True)
+    borders = torch.linspace(-REACH, REACH, BARS + 1, dtype=torch.float64)
+    width = 2 * REACH / BARS
+    share = pool.cumulated(borders.unsqueeze(0)).diff(dim=1).squeeze(0) / pool.moments.count.clamp_min(1)
+    middles = (borders[1:] + borders[:-1]) / 2
+    gaussian = torch.special.ndtr(borders).diff() / width
+    return middles.tolist(), (share / width).tolist(), gaussian.tolist()
+
+
+def tail(profile: Profile) -> tuple[list[float], list[float | None], list[float | None]]:
+    """Numbers of deviations, and the share of elements that lie further from their channel's mean: of the data, and of a Gaussian."""
+    pool = profile.to(torch.device("cpu")).pooled(standardized=True)
+    total = float(pool.moments.count[0])
+    furthest = max(float(pool.moments.high[0]), -float(pool.moments.low[0]), 3.0) if total else 3.0
+    steps = torch.tensor([t for t in TAIL if t <= furthest], dtype=torch.float64).unsqueeze(0)
+    beyond = (pool.below(-steps).value + pool.above(steps).value).squeeze(0)
+    data = [float(count) / total if total and count > 0.5 else None for count in beyond]
+    least = 0.1 / max(total, 1)
+    gaussian = [part if part > least else None for part in (gaussian_fraction(t) for t in steps[0].tolist())]
+    return steps[0].tolist(), data, gaussian
+
+
+def _unusual(values: Tensor) -> Tensor:
+    """The distance from the median, in units of that of half of the values; 0 for what is no number."""
+    away = (values - values.nanmedian()).abs()
+    scale = float(away.nanmedian())
+    away = torch.where(away.isfinite(), away, 0)
+    return away / (scale if math.isfinite(scale) and scale > 0 else max(float(away.max()), 1e-300))
