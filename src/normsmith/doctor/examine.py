@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsmith.doctor.channel_pictures import subject_of
 from normsmith.doctor.checks import OF_DATA, OF_STATE, SPOIL
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.checks.small_batch import noise
@@ -55,6 +56,7 @@ def examine(
         seen.batches,
         seen.samples,
         tuple(view_of(layer) for layer in seen.layers),
+        subject_of(seen.model, seen.first) if forward is None else None,
     )
 
 

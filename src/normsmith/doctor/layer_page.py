@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,22 +16,26 @@ REACH, BARS = 6.0, 60  # deviations on either side that the histogram shows, and
 TAIL = tuple([0.5 + 0.25 * step for step in range(31)] + [8 * 16 ** (step / 16) for step in range(1, 17)])  # to 128
 
 
-class Noise(NamedTuple):
-    """How far batch means scatter at a batch size, in deviations; measured, and by theory."""
+@dataclass(frozen=True)
+class NoisePoint:
+    """The noise of the mean and of the deviation of a batch, by its size, in deviations: measured, and by theory."""
 
     batch: int
-    measured: float | None
-    theory: float | None = None
+    mean_noise: float
+    std_noise: float
+    theory_mean: float
+    theory_std: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """A sample that stands out in a layer."""
+    """A sample of the loader, counted from 0, and the channel where it lies the furthest from the mean, in deviations."""
 
     index: int
+    label: int | None
+    channel: int
     score: float
-    label: str = ""
-    png: bytes = b""
+    thumbnail: Tensor | None  # uint8, (1 or 3, height, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,9 @@ class LayerView:
     kind: str
     channels: Mapping[str, Tensor]
     profile: Profile | None = field(repr=False, default=None)
-    noise: Sequence[Noise] = ()
+    noise: Sequence[NoisePoint] = ()
     samples: Sequence[Sample] = ()
+    facts: Sequence[tuple[str, float]] = ()  # single numbers
 
     @property
     def size(self) -> int:

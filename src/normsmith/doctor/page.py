@@ -1,11 +1,13 @@
 """The page of an examination: findings, a map of the network, and what was measured in every layer."""
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normsmith.doctor import page_charts
+from normsmith.doctor import channel_pictures, page_charts
 from normsmith.doctor.finding import SEVERITIES, Finding
+from normsmith.errors import OptionError
 from normsmith.report import (
     Card,
     Cell,
@@ -36,8 +38,9 @@ _WHOLE = "(the model)"
 Pictures = Mapping[str, Sequence[Picture]]
 
 
-def page(exam: "Examination", pictures: Pictures | None = None) -> Page:
-    """The page, with more pictures of the layers named."""
+def page(exam: "Examination", asked: Mapping[str, int]) -> Page:
+    """The page, with pictures of the channels asked for."""
+    pictures = channel_pictures.pictures(exam.subject, _known(exam, asked))
     worst = {row["layer"]: _worst(exam.findings, row["layer"]) for row in exam.table}
     counts = [(severity, sum(f.severity == severity for f in exam.findings)) for severity in reversed(SEVERITIES)]
     verdict = ", ".join(_count(number, severity) for severity, number in counts if number)
@@ -46,7 +49,7 @@ def page(exam: "Examination", pictures: Pictures | None = None) -> Page:
         Section(
             "Network", _network(exam, worst), "The normalizers in the order of the model, coloured by their worst finding."
         ),
-        Section("Layers", [Entries(list(_entries(exam, worst, pictures or {})), "layers")]),
+        Section("Layers", [Entries(list(_entries(exam, worst, pictures)), "layers")]),
     ]
     if exam.missing:
         sections.append(Section("Not looked at", [Text("\n\n".join(exam.missing))]))
@@ -56,14 +59,26 @@ def page(exam: "Examination", pictures: Pictures | None = None) -> Page:
     return Page(exam.model, sections, f"{about}; {verdict or 'nothing found'}.", "Made by `normsmith examine`.")
 
 
+def _known(exam: "Examination", asked: Mapping[str, int]) -> Mapping[str, int]:
+    names = [row["layer"] for row in exam.table]
+    for name in asked:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+            raise OptionError(
+                f"save expects pictures={{layer: channel}} of layers that were examined: got {name!r}"
+                f"{'; did you mean ' + ' or '.join(map(repr, near)) + '?' if near else ''}"
+            )
+    return asked
+
+
 def _verdict(exam: "Examination") -> str:
     return "" if exam.at_least("warning") else "Nothing that needs a cure."
 
 
 def _count(number: int, one: str, many: str = "") -> str:
     if one == "info":
-        return f"{number} for information"
-    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+        return f"{number}\u00a0for\u00a0information"
+    return f"{number}\u00a0{one}" if number == 1 else f"{number}\u00a0{many or one + 's'}"
 
 
 def _of(findings: Sequence[Finding], name: str) -> list[Finding]:
@@ -128,7 +143,7 @@ def _entries(exam: "Examination", worst: Mapping[str, Level], pictures: Pictures
         found = _of(exam.findings, name)
         pieces = _found_here(name, found)
         pieces += page_charts.of_layer(view, columns) if view is not None else []
-        pieces += [Grid(shown, least=14) for shown in [pictures.get(name, ())] if shown]
+        pieces += [Grid(shown, least=16) for shown in [pictures.get(name, ())] if shown]
         facts = [(short, row[key]) for key, short in _FACTS.items() if row.get(key) is not None]
         yield Entry(
             name or _WHOLE, pieces or [Text("No batch reached this layer.")], worst[name], kind, facts, [f.code for f in found]
@@ -138,12 +153,13 @@ def _entries(exam: "Examination", worst: Mapping[str, Level], pictures: Pictures
 def _found_here(name: str, found: Sequence[Finding]) -> list[Any]:
     rows = [
         [
-            Link(f"{f.code}: {f.title}", to=f.code),
+            Link(f.code, to=f.code),
+            f.title,
             ", ".join(f"{key} {_short(value)}" for key, value in f.evidence.get(name, {}).items()),
         ]
         for f in found
     ]
-    return [Table(["found here", "evidence"], rows)] if rows else []
+    return [Table(["found here", "what", "evidence"], rows)] if rows else []
 
 
 def _short(value: float | str) -> str:

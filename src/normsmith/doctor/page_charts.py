@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from normsmith.doctor import page_specs
-from normsmith.doctor.layer_page import LayerView, histogram, tail
-from normsmith.report import Chart, Grid, Heatmap, Level, Picture, packed
+from normsmith.doctor.channel_pictures import png
+from normsmith.doctor.layer_page import LayerView, Sample, histogram, tail
+from normsmith.report import Chart, Facts, Grid, Heatmap, Level, Picture, packed
 
 _LIMITS = {"gap": (0.3, 1.0), "noise": (0.25,), "excess kurtosis": ()}
 _TITLES = {
@@ -22,6 +23,7 @@ _CAPTIONS = {
     "excess kurtosis": "0 for a Gaussian.",
 }
 _AGAINST = {what: page_specs.against(what) for what in ("mean", "deviation")}
+_NOISE = page_specs.noise()
 _ACROSS = {limits: page_specs.across(limits=limits) for limits in (False, True)}
 
 
@@ -56,15 +58,13 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
         against = [_chart_against(view, chosen, what) for what in _AGAINST if f"running {what}" in view.channels]
         if against:
             pieces.append(Grid(against))
+    if view.facts:
+        pieces.append(Facts(view.facts))
     if view.noise:
         pieces.append(Grid([_noise(view)]))
-    if view.samples:
-        pictures = [
-            Picture(s.png, f"sample {s.index}", f"sample {s.index}{', ' + s.label if s.label else ''}: {s.score:.3g}")
-            for s in view.samples
-            if s.png
-        ]
-        pieces.append(Grid(pictures, least=7))
+    shown = [_sample(sample) for sample in view.samples if sample.thumbnail is not None]
+    if shown:
+        pieces.append(Grid(shown, least=7, title="Samples furthest out"))
     return pieces
 
 
@@ -131,11 +131,22 @@ def _chart_against(view: LayerView, chosen: Tensor, what: str) -> Chart:
 
 
 def _noise(view: LayerView) -> Chart:
-    columns = zip(*view.noise, strict=True)
+    batches = [point.batch for point in view.noise] * 2
+    of = ["mean"] * len(view.noise) + ["deviation"] * len(view.noise)
+    measured = [p.mean_noise for p in view.noise] + [p.std_noise for p in view.noise]
+    theory = [p.theory_mean for p in view.noise] + [p.theory_std for p in view.noise]
+    first, last = view.noise[0], view.noise[-1]
     return Chart(
-        page_specs.NOISE,
-        {"noise": dict(zip(("batch", "measured", "theory"), map(list, columns), strict=True))},
+        _NOISE,
+        {name: {"batch": batches, "of": of, "noise": values} for name, values in (("measured", measured), ("theory", theory))},
         "Noise by batch size",
-        "How far the means of batches scatter, in deviations: measured, and by theory in the other colour.",
-        f"Noise from batch size {view.noise[0].batch} to {view.noise[-1].batch}",
+        "How far mean and deviation of a batch scatter, in deviations. Dashed: theory, were all elements independent.",
+        f"Noise of the mean: {first.mean_noise:.2g} at batch size {first.batch}, {last.mean_noise:.2g} at {last.batch}",
     )
+
+
+def _sample(sample: Sample) -> Picture:
+    assert sample.thumbnail is not None
+    label = "" if sample.label is None else f", class {sample.label}"
+    words = f"sample {sample.index}{label}"
+    return Picture(png(sample.thumbnail), words, f"{words}: {sample.score:.3g} deviations in channel {sample.channel}")

@@ -95,12 +95,13 @@ def against(what: str) -> dict[str, Any]:
     }
 
 
-_BATCH = {"field": "batch", **_axis("batch size", scale={"type": "log", "base": 2}, axis={"format": "d"})}
-_SCATTER = _axis("deviations", scale={"type": "log"}, axis={"format": "~g", "tickCount": 5})
-NOISE = {
-    "data": {"name": "noise"},
-    "layer": [
-        _drawn({"type": "line", **_OTHER}, _BATCH, {"field": "theory", **_SCATTER}),
-        _drawn({"type": "line", "point": True}, _BATCH, {"field": "measured", **_SCATTER}),
-    ],
-}
+def noise() -> dict[str, Any]:
+    """Noise by batch size, of mean and deviation: measured, and by theory."""
+    batch = {"field": "batch", **_axis("batch size", scale={"type": "log", "base": 2}, axis={"format": "d"})}
+    y = {"field": "noise", **_axis("deviations", scale={"type": "log"}, axis={"format": "~g", "tickCount": 5})}
+    names = {"field": "of", "type": "nominal", "title": None, "scale": {"range": ["var(--series-1)", "var(--series-2)"]}}
+    lines, points = (
+        _drawn(mark, batch, y, data, color=names)
+        for mark, data in (({"type": "line", "strokeDash": [4, 3]}, "theory"), ({"type": "line", "point": True}, "measured"))
+    )
+    return {"layer": [lines, points]}

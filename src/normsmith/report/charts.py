@@ -50,7 +50,7 @@ class Heatmap:
 
 
 def packed(values: Any) -> dict[str, Any]:
-    """Numbers in two bytes each, as a column of a chart or heat map: right to 1e-4 of their distance from the median, or better.
+    """Numbers in two bytes each, as a column of a chart or heat map: right to 3e-4 of their distance from the median, or better.
 
     Codes are equally spaced in asinh((value - median) / scale), the scale being what half of the values lie within.
     """
@@ -126,7 +126,7 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [_rounded(item) for item in value]
     if value is None or isinstance(value, str | int):
         return value

@@ -78,6 +78,7 @@ class Grid:
 
     pieces: Sequence[Any]
     least: int = 22
+    title: str = ""
 
 
 @dataclass(frozen=True)

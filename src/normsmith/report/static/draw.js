@@ -16,8 +16,10 @@
     if (!found.p) return new Array(found.n).fill(null);
     const bytes = Uint8Array.from(atob(found.p), (character) => character.charCodeAt(0));
     const step = (found.b - found.a) / (NONE - 1);
-    return Array.from(new Uint16Array(bytes.buffer), (code) =>
-      code === NONE ? null : found.m + found.s * Math.sinh(found.a + code * step));
+    return Array.from(new Uint16Array(bytes.buffer), (code) => {
+      const value = found.m + found.s * Math.sinh(found.a + code * step);
+      return code === NONE ? null : Math.abs(value) < 1e-6 * found.s ? 0 : value; // what rounding leaves of a zero
+    });
   }
 
   function rows(table) {
