@@ -86,28 +86,42 @@ def view_of(layer: Layer) -> LayerView:
     )
 
 
-def histogram(profile: Profile) -> tuple[list[float], list[float], list[float]]:
-    """Middles of bars, the density of all channels, each brought to mean 0 and variance 1, and that of a Gaussian."""
-    pool = profile.to(torch.device("cpu")).pooled(standardized=True)
-    borders = torch.linspace(-REACH, REACH, BARS + 1, dtype=torch.float64)
-    width = 2 * REACH / BARS
-    share = pool.cumulated(borders.unsqueeze(0)).diff(dim=1).squeeze(0) / pool.moments.count.clamp_min(1)
-    middles = (borders[1:] + borders[:-1]) / 2
-    gaussian = torch.special.ndtr(borders).diff() / width
-    return middles.tolist(), (share / width).tolist(), gaussian.tolist()
+@dataclass(frozen=True)
+class Shape:
+    """How the elements of a layer are distributed, each channel brought to mean 0 and deviation 1; the same of a Gaussian."""
+
+    middles: list[float]  # of the bars of a histogram
+    density: list[float]
+    gaussian: list[float]
+    beyond: list[float]  # numbers of deviations
+    share: list[float | None]  # of the elements further out than that; None where there is none
+    gaussian_share: list[float | None]
 
 
-def tail(profile: Profile) -> tuple[list[float], list[float | None], list[float | None]]:
-    """Numbers of deviations, and the share of elements that lie further from their channel's mean: of the data, and of a Gaussian."""
-    pool = profile.to(torch.device("cpu")).pooled(standardized=True)
-    total = float(pool.moments.count[0])
-    furthest = max(float(pool.moments.high[0]), -float(pool.moments.low[0]), 3.0) if total else 3.0
-    steps = torch.tensor([t for t in TAIL if t <= furthest], dtype=torch.float64).unsqueeze(0)
-    beyond = (pool.below(-steps).value + pool.above(steps).value).squeeze(0)
-    data = [float(count) / total if total and count > 0.5 else None for count in beyond]
-    least = 0.1 / max(total, 1)
-    gaussian = [part if part > least else None for part in (gaussian_fraction(t) for t in steps[0].tolist())]
-    return steps[0].tolist(), data, gaussian
+def shape_of(profile: Profile) -> Shape:
+    """Counts are interpolated within the bins of each channel; channels of one value are left out."""
+    profile = profile.to(torch.device("cpu"))
+    moments = profile.moments
+    used = (moments.std > 0).nonzero().flatten()
+    borders, steps = torch.linspace(-REACH, REACH, BARS + 1, dtype=torch.float64), torch.tensor(TAIL, dtype=torch.float64)
+    places = torch.cat([borders, -steps, steps])
+    mean, std = moments.mean[used].unsqueeze(1), moments.std[used].unsqueeze(1)
+    total = float(moments.count[used].sum())
+    below = profile.cumulated(mean + std * places, used).sum(0)
+    inner, left, right = torch.split(below, [len(borders), len(steps), len(steps)])
+    width, whole = 2 * REACH / BARS, max(total, 1.0)
+    outside = (left + total - right).tolist()
+    held = [(t, count) for t, count in zip(TAIL, outside, strict=True) if count > 0.5]
+    shown = TAIL[: max(len(held), 11)]  # to three deviations at least
+    shares = [count / total for _, count in held]
+    return Shape(
+        ((borders[1:] + borders[:-1]) / 2).tolist(),
+        (inner.diff() / whole / width).tolist(),
+        (torch.special.ndtr(borders).diff() / width).tolist(),
+        list(shown),
+        [*shares, *[None] * (len(shown) - len(shares))],
+        [part if part > 0.1 / whole else None for part in map(gaussian_fraction, shown)],
+    )
 
 
 def _unusual(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normsmith.doctor import page_specs
 from normsmith.doctor.channel_pictures import png
-from normsmith.doctor.layer_page import LayerView, Sample, histogram, tail
+from normsmith.doctor.layer_page import LayerView, Sample, Shape, shape_of
 from normsmith.report import Chart, Facts, Grid, Heatmap, Level, Picture, packed
 
 _LIMITS = {"gap": (0.3, 1.0), "noise": (0.25,), "excess kurtosis": ()}
@@ -51,7 +51,8 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
     """Everything that is known of one layer."""
     pieces: list[Any] = []
     if view.profile is not None:
-        pieces.append(Grid([_histogram(view), _tail(view)]))
+        shape = shape_of(view.profile)
+        pieces.append(Grid([_histogram(view, shape), _tail(shape)]))
     if view.channels:
         chosen = view.representatives(columns)
         pieces.append(_heatmap(view, chosen))
@@ -68,16 +69,14 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
     return pieces
 
 
-def _histogram(view: LayerView) -> Chart:
-    assert view.profile is not None
-    middles, density, gaussian = histogram(view.profile)
-    half = (middles[1] - middles[0]) / 2
+def _histogram(view: LayerView, shape: Shape) -> Chart:
+    half = (shape.middles[1] - shape.middles[0]) / 2
     bars = {
-        "from": [z - half for z in middles],
-        "to": [z + half for z in middles],
-        "z": middles,
-        "density": density,
-        "gaussian": gaussian,
+        "from": [z - half for z in shape.middles],
+        "to": [z + half for z in shape.middles],
+        "z": shape.middles,
+        "density": shape.density,
+        "gaussian": shape.gaussian,
     }
     return Chart(
         page_specs.HISTOGRAM,
@@ -88,18 +87,12 @@ def _histogram(view: LayerView) -> Chart:
     )
 
 
-def _tail(view: LayerView) -> Chart:
-    assert view.profile is not None
-    steps, data, gaussian = tail(view.profile)
-    held = [(t, share) for t, share in zip(steps, data, strict=True) if share is not None]
-    words = (
-        f"{held[-1][1]:.2g} of the elements lie further than {held[-1][0]:.3g} deviations from the mean"
-        if held
-        else "no elements"
-    )
+def _tail(shape: Shape) -> Chart:
+    held = [(t, share) for t, share in zip(shape.beyond, shape.share, strict=True) if share is not None]
+    words = f"{held[-1][1]:.2g} of the elements lie further than {held[-1][0]:.3g} deviations from the mean" if held else "none"
     return Chart(
         page_specs.TAIL,
-        {"tail": {"t": steps, "data": data, "gaussian": gaussian}},
+        {"tail": {"t": shape.beyond, "data": shape.share, "gaussian": shape.gaussian_share}},
         "Outliers",
         "Share of elements that lie further out, on two logarithmic axes; the thin line is a Gaussian.",
         words,

@@ -97,7 +97,8 @@ class Store:
         return {key: self._column(values) for key, values in table.items()}
 
     def _column(self, values: Any) -> int:
-        return _index(self._columns, _plain(values))
+        whole = json.dumps(values) if isinstance(values, Mapping) else _plain(values)  # what is packed is not rounded
+        return _index(self._columns, whole)
 
     def json(self) -> str:
         """Everything as JSON that can stand in a script of HTML: no character of it can end one."""
