@@ -3,6 +3,8 @@
 import pytest
 from report.helpers_report import HOSTILE, Watched, chromium, everything
 
+from normsmith.report import Chart, Page, Section
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -46,6 +48,23 @@ def test_charts_are_drawn_when_their_entry_is_opened(watched):
     assert page.locator(".entry[open] svg .mark-symbol path").count() == 4  # two charts of two points that are not null
     pixels = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((v, i) => i % 4 == 3 && v).length"
     assert page.locator(".entry[open] canvas").evaluate(pixels) >= 3
+
+
+def test_charts_of_altair(browser, tmp_path):
+    """Layers that share data, and facets, which are as wide as they say."""
+    altair = pytest.importorskip("altair")
+    rows = [{"x": x, "y": x * k, "of": str(k)} for x in range(5) for k in (1, 2)]
+    base = altair.Chart(altair.Data(values=rows)).encode(x="x:Q", y="y:Q", color="of:N")
+    facets = base.mark_point().encode(column="of:N").properties(width=90, height=60)
+    charts = [Chart(base.mark_line() + base.mark_point()), Chart(facets)]
+    path = Page("altair", [Section("charts", charts)]).save(tmp_path / "page.html")
+    watched = Watched(browser, path, viewport={"width": 1200, "height": 900})
+    watched.page.wait_for_function("document.querySelectorAll('[data-drawn]').length === 2")
+    assert watched.page.locator(".mark-symbol.role-mark path").count() == 20
+    widths = [svg.bounding_box()["width"] for svg in watched.page.locator(".drawing svg").all()]
+    assert widths[0] > 1000
+    assert 200 < widths[1] < 400
+    watched.close(path)
 
 
 def test_a_heat_map_is_read_by_mouse_and_keyboard(watched):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from normsmith.doctor.examination import Examination
 
 GROUPS = 12  # on the map
+BESIDE = 66  # characters of a table that has room beside a text
 COLUMNS, COLUMNS_ALL = 256, 60_000  # of a heat map, and of all of them: that 300 layers stay small
 _FACTS = {"gap": "gap", "noise": "noise", "excess kurtosis": "kurtosis"}
 _WHOLE = "(the model)"
@@ -95,8 +96,9 @@ def _card(finding: Finding) -> Card:
         [Link(name or _WHOLE, to=name or _WHOLE), *(finding.evidence.get(name, {}).get(key) for key in keys)]
         for name in finding.layers
     ]
-    evidence = Grid([Text(finding.explanation), Table(["layer", *keys], rows, shown=6)], least=24)
-    pieces: list[Any] = [evidence, Code(finding.cure, "cure")]
+    evidence = [Text(finding.explanation), Table(["layer", *keys], rows, shown=6)]
+    width = max(map(len, finding.layers), default=0) + sum(max(len(key), 6) + 4 for key in keys)
+    pieces: list[Any] = [*([Grid(evidence, least=24)] if width <= BESIDE else evidence), Code(finding.cure, "cure")]
     if finding.see:
         pieces.append(Links("see", [_reference(text) for text in finding.see]))
     title = finding.title[0].upper() + finding.title[1:]

@@ -56,13 +56,11 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
     if view.channels:
         chosen = view.representatives(columns)
         pieces.append(_heatmap(view, chosen))
-        against = [_chart_against(view, chosen, what) for what in _AGAINST if f"running {what}" in view.channels]
-        if against:
-            pieces.append(Grid(against))
+        more = [_chart_against(view, chosen, what) for what in _AGAINST if f"running {what}" in view.channels]
+        more += [_noise(view)] if view.noise else []
+        pieces += [Grid(more)] if more else []
     if view.facts:
         pieces.append(Facts(view.facts))
-    if view.noise:
-        pieces.append(Grid([_noise(view)]))
     shown = [_sample(sample) for sample in view.samples if sample.thumbnail is not None]
     if shown:
         pieces.append(Grid(shown, least=7, title="Samples furthest out"))

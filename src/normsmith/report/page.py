@@ -54,6 +54,7 @@ class _Writer:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
+        self.environment.tests["a_number"] = _is_number
         self.environment.filters.update(number=number, prose=self._prose)
         self._mark = markupsafe.Markup
         self._escape = markupsafe.escape
@@ -75,7 +76,6 @@ class _Writer:
             cards=self._cards,
             chart=self.store.chart,
             heatmap=self.store.heatmap,
-            is_number=_is_number,
         )
 
     def anchor(self, name: str) -> str:

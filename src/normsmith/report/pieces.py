@@ -158,11 +158,11 @@ def within(piece: Any, kind: type) -> Iterator[Any]:
 
 
 def number(value: Any) -> str:
-    """A value as a page shows it: three digits of a fraction, whole numbers as they are, a dash for nothing."""
+    """A value as a page shows it: three digits of a fraction, whole numbers in full, a dash for nothing."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (value == int(value) if abs(value) < 1e5 else False):
-        return f"{int(value):,}".replace(",", "\u202f")
+        return f"{int(value):,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(int(value)).replace("-", "\u2212")
     return f"{value:.3g}".replace("-", "\u2212")

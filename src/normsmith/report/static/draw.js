@@ -43,10 +43,10 @@
       domainColor: line, tickColor: line, gridColor: line, gridOpacity: 0.7, labelColor: dim, titleColor: dim,
       labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, tickSize: 4, labelPadding: 4, titlePadding: 8,
     },
-    axisX: { grid: false },
+    axisX: { grid: false, labelAngle: 0 },
     axisY: { domain: false, ticks: false, tickCount: 5 },
     legend: { labelColor: dim, titleColor: dim, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, orient: "top" },
-    header: { labelColor: dim, titleColor: dim, labelFontSize: 11 },
+    header: { labelColor: dim, titleColor: dim, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400 },
     title: { color: "var(--ink)", fontSize: 12, fontWeight: 600, anchor: "start" },
     text: { color: dim, fontSize: 11 },
     range: { category: [1, 2, 3, 4, 5, 6, 7, 8].map((index) => `var(--series-${index})`) },
@@ -60,7 +60,9 @@
 
   async function drawChart(place) {
     const [index, tables] = store.charts[Number(place.dataset.chart)];
-    const spec = { width: "container", height: 180, ...structuredClone(store.specs[index]) };
+    const given = store.specs[index], parts = ["facet", "repeat", "concat", "hconcat", "vconcat"];
+    const size = parts.some((part) => part in given) ? {} : { width: "container", height: 180 };
+    const spec = { ...size, ...structuredClone(given) };
     spec.datasets = Object.fromEntries(Object.entries(tables).map(([name, table]) => [name, rows(table)]));
     const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, config };
     try {
