@@ -132,7 +132,7 @@ def examine(
     batches
         How many to look at (default: all).
     save
-        A file to write the report to: .json, .sarif for CI, or .txt.
+        A file to write the report to: .html, a page that needs no network; .json; .sarif for CI; or .txt.
     fail_on
         Exit with status 1 if there is a finding this severe.
     as_json

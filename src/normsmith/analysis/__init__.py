@@ -3,6 +3,7 @@
 from normsmith.analysis.across_runs import AcrossRuns, across_runs
 from normsmith.analysis.batch_jacobian import bn_jacobian, bn_jacobian_trace, bn_vjp
 from normsmith.analysis.blocks import ExactBlock, KroneckerBlock
+from normsmith.analysis.channels import Maximum, activation_maximum, saliency
 from normsmith.analysis.covariate_shift import Shift, covariate_shift
 from normsmith.analysis.fisher_blocks import FisherBlocks, fisher_blocks
 from normsmith.analysis.natural_step import Fisher, NaturalStep, fisher_matrix, natural_step
@@ -15,10 +16,12 @@ __all__ = [
     "Fisher",
     "FisherBlocks",
     "KroneckerBlock",
+    "Maximum",
     "NaturalStep",
     "Shift",
     "Smoothness",
     "across_runs",
+    "activation_maximum",
     "bn_jacobian",
     "bn_jacobian_trace",
     "bn_vjp",
@@ -27,5 +30,6 @@ __all__ = [
     "fisher_matrix",
     "natural_step",
     "refusals",
+    "saliency",
     "smoothness",
 ]
