@@ -1,5 +1,6 @@
 """What statistics come to, in sentences: a winner where there is one, and where there is none, what it would take to name one."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -87,8 +88,12 @@ def _what_it_takes(unclear: Sequence[Difference]) -> list[str]:
         seeds = "a few seeds more"
     text = f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} to show"
     if largest.detectable is not None:
-        least = f"{points(largest.detectable, sign=False)} or more" if largest.detectable < 1 else "no size at all"
-        text += f"; the {size} at hand show differences of {least}"
+        least = (
+            f"differences of {points(largest.detectable, sign=False)} or more"
+            if largest.detectable < 1
+            else "none, however large"
+        )
+        text += f"; the {size} at hand show {least}"
     return [f"{text} (with a chance of {100 * POWER:.0f} %)."]
 
 
@@ -167,6 +172,11 @@ def _with_size(difference: Difference) -> str:
 def percent(score: float | None) -> str:
     """An accuracy as it is shown."""
     return "" if score is None else f"{100 * score:.1f} %"
+
+
+def unbroken(text: str) -> str:
+    """With numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=%|points\b|seeds?\b)", "\u00a0", text)
 
 
 def points(difference: float, *, unit: bool = True, sign: bool = True) -> str:
