@@ -15,6 +15,7 @@ from normsmith.models._blocks import (
     LARGE,
     GlobalPool,
     Norm,
+    activation_after,
     convolution,
     expect_depths,
     expect_flags,
@@ -208,8 +209,11 @@ def _stem(in_channels: int, width: int, kind: Kind, large: bool) -> nn.Sequentia
 
 
 def _exchange(model: nn.Module, norm: Norm) -> None:
-    """Put `norm` where batch norm is left."""
+    """Put `norm` where batch norm is left, and take away the ReLU behind it where it has its own."""
     for module in list(model.modules()):
         for key, child in list(module.named_children()):
             if type(child) is BatchNorm:
-                setattr(module, key, normalizer(norm, child.num_features))
+                layer = normalizer(norm, child.num_features)
+                setattr(module, key, layer)
+                if "act" in module._modules:
+                    module.act = activation_after(layer)
