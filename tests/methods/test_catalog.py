@@ -43,5 +43,5 @@ def test_the_catalog_is_a_copy():
 
 def test_words_and_brackets_in_a_name():
     assert ns.make("batch:affine=false,momentum=None", 4).options()["affine"] is False
-    name, options = written("x:a=true,b=(1, 2),c=[3,(4,5)],d=word,e='false'")
-    assert (name, options) == ("x", {"a": True, "b": (1, 2), "c": [3, (4, 5)], "d": "word", "e": "false"})
+    name, options = written("x:a=true,b=(1, 2),c=[3,4],d=word,e='false'")
+    assert (name, options) == ("x", {"a": True, "b": (1, 2), "c": [3, 4], "d": "word", "e": "false"})
