@@ -51,13 +51,14 @@ def test_idx_that_is_broken(tmp_path, name, content, says):
     assert name.partition("-idx")[0] in text or "test split" in says
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "start", "text"])
 def test_gz_that_is_broken(tmp_path, damage):
     mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
-    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "text": b"<html>not found</html>"}[damage])
+    start = data[:10] + b"\xff" * 20 + data[30:]
+    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "start": start, "text": b"<html>not found</html>"}[damage])
     with pytest.raises(InputError, match="fetch it again") as error:
         ns.data.load("mnist:check=False", tmp_path)
     assert str(path) in one_sentence(error)
@@ -97,6 +98,7 @@ def test_usps(tmp_path, packed):
         (lambda text: text.replace("3.0000", "three", 1), "numbers alone"),
         (lambda text: text.replace("3.0000", "13.000", 1), "labels from 0 to 9"),
         (lambda text: text.replace("3.0000 ", "3.0000 nan ", 1).replace("\n4.0000 ", "\n", 1), "257 numbers"),
+        (lambda text: text.replace("0.1", "7.1", 1), "values from -1 to 1"),
     ],
 )
 def test_usps_that_is_broken(tmp_path, change, says):

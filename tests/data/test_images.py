@@ -54,7 +54,11 @@ def test_mnist_m(tmp_path, form):
         ),
         ("mnist_m_train_labels.txt", b"gone.png 3\n", "mnist_m_train/gone.png, which its list names"),
         ("mnist_m_train_labels.txt", b"", "images to train with"),
-        ("mnist_m_train/00000003.png", b"no image", "mnist_m_train/00000003.png is expected to be an image"),
+        (
+            "mnist_m_train/00000003.png",
+            b"no image",
+            "mnist_m_train/00000003.png is expected to be an image: got nothing that pillow knows",
+        ),
         ("mnist_m_train/00000003.png", image(pixels(32, 32, 3))[:200], "is expected to be an image"),
         ("mnist_m_train/00000003.png", image(pixels(30, 32, 3)), "images of one size"),
         ("mnist_m_test_labels.txt", None, "expects mnist_m_test_labels.txt"),
@@ -267,6 +271,15 @@ def test_a_set_is_divided_within_each_class():
     train, test = divided(listed)
     assert test.names == ("e", "j", "o")
     assert sorted(train.names + test.names) == list(listed.names)
+
+
+def test_of_a_name_that_a_tar_has_twice_the_last_counts(tmp_path):
+    path = tar(tmp_path / "set.tar", classes_of_images())
+    tar(path, {"cat/00.png": image(np.full((6, 6), 77, np.uint8))}, "a")
+    data = ns.data.load(str(path))
+    assert len(data.train) == 16
+    assert 77 in data.train.inputs[data.train.targets == 1]
+    assert 0 not in data.train.inputs[data.train.targets == 1]
 
 
 def test_links_and_devices_in_a_tar_are_not_followed(tmp_path):

@@ -21,6 +21,7 @@ def test_made_alike_each_time_and_otherwise_by_another_seed(name):
     assert not torch.equal(one.train.inputs, other.train.inputs)
     assert one.train.inputs.dtype == torch.uint8
     assert not torch.equal(one.train.inputs[:20], one.test.inputs)
+    assert not torch.equal(one.train.targets[:20], one.test.targets), "both splits were drawn alike"
 
 
 def test_it_does_not_touch_the_random_state():
