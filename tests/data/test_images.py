@@ -10,6 +10,7 @@ from data.helpers_data import image, one_sentence, pixels, place, tar
 from PIL import Image
 
 import normsmith as ns
+from normsmith.data._files import Files
 from normsmith.data._images import Listed, divided
 from normsmith.errors import DependencyError, InputError, OptionError
 
@@ -278,6 +279,7 @@ def test_of_a_name_that_a_tar_has_twice_the_last_counts(tmp_path):
     tar(path, {"cat/00.png": image(np.full((6, 6), 77, np.uint8))}, "a")
     data = ns.data.load(str(path))
     assert len(data.train) == 16
+    assert len(Files(path).names) == 20
     assert 77 in data.train.inputs[data.train.targets == 1]
     assert 0 not in data.train.inputs[data.train.targets == 1]
 
