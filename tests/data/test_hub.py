@@ -6,11 +6,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from data.helpers_data import one_sentence, pixels
+from data.helpers_data import one_sentence, pixels, place
 from PIL import Image
 
 import normsmith as ns
-from normsmith.errors import InputError
+from normsmith.errors import DependencyError, InputError
 
 
 class Feature:
@@ -76,3 +76,13 @@ def test_the_hub_without_what_is_wanted(monkeypatch, name, splits, feature, says
     with pytest.raises(InputError) as error:
         ns.data.load(name)
     assert says in one_sentence(error)
+
+
+def test_packages_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DependencyError, match=r"hf:x needs datasets: .*; pip install 'datasets'"):
+        ns.data.load("hf:x")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    where = place(tmp_path / "set", {"a/1.png": b"", "b/1.png": b""})
+    with pytest.raises(DependencyError, match=r"needs pillow: .*; pip install 'normsmith\[data\]'"):
+        ns.data.load(f"{where}")

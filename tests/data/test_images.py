@@ -1,7 +1,5 @@
 """Readers of image files, in folders and tars: MNIST-M, PACS, Tiny ImageNet, any folder of classes."""
 
-import sys
-
 import numpy as np
 import pytest
 from data.helpers_data import image, one_sentence, pixels, place, tar
@@ -10,7 +8,7 @@ from PIL import Image
 import normsmith as ns
 from normsmith.data._files import Files
 from normsmith.data._images import Listed, divided
-from normsmith.errors import DependencyError, InputError, OptionError
+from normsmith.errors import InputError, OptionError
 
 
 def mnist_m(prefix="mnist_m/"):
@@ -291,13 +289,3 @@ def test_links_and_devices_in_a_tar_are_not_followed(tmp_path):
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(entry)
     assert len(ns.data.load(str(path)).train) == 16
-
-
-def test_packages_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DependencyError, match=r"hf:x needs datasets: .*; pip install 'datasets'"):
-        ns.data.load("hf:x")
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    where = place(tmp_path / "set", {"a/1.png": b"", "b/1.png": b""})
-    with pytest.raises(DependencyError, match=r"needs pillow: .*; pip install 'normsmith\[data\]'"):
-        ns.data.load(f"{where}")
