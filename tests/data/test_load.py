@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from data.helpers_data import mnist, one_sentence, pixels
+from data.helpers_data import image, mnist, one_sentence, pixels, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -106,6 +106,9 @@ def test_a_pair_of_other_problems(tmp_path):
     with pytest.raises(InputError, match="the same classes") as error:
         ns.data.load_pair("digits", "scenes", tmp_path)
     assert "11 classes (background, 0, 1, ...)" in one_sentence(error)
+    place(tmp_path / "two", {f"{name}/{i}.png": image(pixels(8, 8)) for name in "ab" for i in range(5)})
+    with pytest.raises(InputError, match="the same classes"):
+        ns.data.load_pair("digits", str(tmp_path / "two"))
     with pytest.raises(InputError, match="two sets for classification: got localisation"):
         ns.data.load_pair("boxes:train=4,test=4", "boxes:train=4,test=4")
 
