@@ -85,6 +85,8 @@ def test_findings_are_on_the_page_with_evidence_and_cure(exam):
     assert f"{exam.findings[0].evidence['body.1']['gap']:.3g}" in html
     assert 'class="cell error" title="body.1: NS102' in html
     assert html.count('<details class="entry"') == 3
+    assert '<th scope="row"><a href="#at-body.1">body.1</a></th>' in html
+    assert '<a href="#ns102">NS102</a>' in html
 
 
 def test_the_numbers_are_those_of_the_layer(exam):
