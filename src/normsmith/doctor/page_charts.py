@@ -63,7 +63,7 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
         pieces.append(Facts(view.facts))
     shown = [_sample(sample) for sample in view.samples if sample.thumbnail is not None]
     if shown:
-        pieces.append(Grid(shown, least=7, title="Samples furthest out"))
+        pieces.append(Grid(shown, least=6, title="Samples furthest out"))
     return pieces
 
 
