@@ -29,6 +29,7 @@ class Examination:
     missing: tuple[str, ...]
     batches: int
     samples: int
+    details: tuple[Mapping[str, Any], ...]  # for each layer what has no place in a table: curves, samples
 
     @property
     def worst(self) -> Severity | None:
@@ -59,7 +60,7 @@ class Examination:
             "batches": self.batches,
             "samples": self.samples,
             "findings": [asdict(f) for f in self.findings],
-            "layers": [dict(row) for row in self.table],
+            "layers": [{**row, **more} for row, more in zip(self.table, self.details, strict=True)],
             "missing": list(self.missing),
         }
 
