@@ -2,8 +2,9 @@
 
 With `broadcast_buffers=True`, the default, every forward in training first overwrites the buffers of all ranks by those of rank 0. A
 warning where `forward=` runs the model several times for a batch, as GANs do: the second forward overwrites statistics that the backward of
-the first needs, and torch raises that a variable "has been modified by an inplace operation". (Ours keep copies.) Else for information:
-the statistics are those of rank 0 alone, or, without broadcasting, of each rank its own, of which a checkpoint has one.
+the first may need, and torch raises that a variable "has been modified by an inplace operation". So the threads cited, on GPUs; on the CPU
+torch 2.13 does not look. (Ours keep copies.) Else for information: the statistics are those of rank 0 alone, or, without broadcasting, of
+each rank its own, of which a checkpoint has one.
 """
 
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def check(seen: Observation) -> Iterator[Finding]:
         tuple(found),
         found,
         "Before each forward in training, buffers are overwritten by those of rank 0, also those that the backward of an earlier forward "
-        "of the same batch still needs, which then raises an error."
+        "of the same batch still needs: on GPUs it then raises an error. And what the other ranks took from that forward is lost."
         if breaks
         else "The ranks take statistics of their own batches. With broadcast_buffers=True those of rank 0 overwrite the others, without "
         "it each rank keeps its own.",
