@@ -11,10 +11,12 @@ from torch import nn
 
 import normsmith as ns
 from normsmith.doctor.channel_pictures import png
-from normsmith.doctor.layer_page import LayerView, NoisePoint, Sample, shape_of
+from normsmith.doctor.layer_page import LayerView, shape_of
+from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.observe import observe
 from normsmith.doctor.page import page
 from normsmith.doctor.profile import Profile
+from normsmith.doctor.samples import Sample
 
 
 class Net(nn.Module):

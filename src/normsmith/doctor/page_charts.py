@@ -8,7 +8,8 @@ from torch import Tensor
 
 from normsmith.doctor import page_specs
 from normsmith.doctor.channel_pictures import png
-from normsmith.doctor.layer_page import LayerView, Sample, Shape, shape_of
+from normsmith.doctor.layer_page import LayerView, Shape, shape_of
+from normsmith.doctor.samples import Sample
 from normsmith.report import Chart, Facts, Grid, Heatmap, Level, Picture, packed
 
 _LIMITS = {"gap": (0.3, 1.0), "noise": (0.25,), "excess kurtosis": ()}
