@@ -175,6 +175,25 @@ def test_layers_of_one_name_differ():
     assert len({layer.name for layer in found.layers}) == 3
 
 
+def test_samples_have_pictures_while_there_is_room(monkeypatch):
+    from normsmith.doctor import page_charts
+
+    def view(name, *indices, thumbnail=True):
+        picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+        samples = [Sample(index, 1, 2, 5.5, picture if thumbnail else None) for index in indices]
+        return LayerView(name, "BatchNorm2d", {}, samples=samples)
+
+    views = [view("a", 3, 4), view("b", 4, 9), view("c", 7), view("d", 8, thumbnail=False)]
+    assert set(page_charts.album_of(views)) == {3, 4, 9, 7}
+    monkeypatch.setattr(page_charts, "PICTURES", 1)
+    album = page_charts.album_of(views)
+    assert set(album) == {3}
+    (grid,) = page_charts.of_layer(view("x", 3), 64, album)
+    assert [picture.png for picture in grid.pieces] == [album[3]]
+    (table,) = page_charts.of_layer(views[0], 64, album)
+    assert table.rows == [["sample 3", 1, 5.5, 2], ["sample 4", 1, 5.5, 2]]
+
+
 @pytest.mark.parametrize("colours", [1, 3])
 def test_pictures_are_pngs(colours):
     image = pytest.importorskip("PIL.Image")
