@@ -8,7 +8,7 @@ from normsmith.kernels import reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments
 
-SAMPLES, CHANNELS = 128, 64
+SAMPLES, CHANNELS = 64, 64
 
 
 def chosen(channels: int) -> Tensor:
@@ -27,7 +27,7 @@ def thinned(x: Tensor, samples: int) -> Tensor:
 
 
 class Cells:
-    """(mean, var) of the cells of at most SAMPLES samples, spread over the first batches: half of what room is left from each.
+    """(mean, var) of the cells of at most SAMPLES samples, spread over the first two batches.
 
     Samples are seldom made of independent positions, so a batch is drawn from whole samples.
     """
@@ -39,21 +39,18 @@ class Cells:
 
     def wanted(self, samples: int) -> int:
         """How many samples to take of a batch of so many."""
-        room = SAMPLES - self._held
-        return min(samples, room, max(32, room // 2))
+        return min(samples, SAMPLES - self._held, SAMPLES // 2)
 
-    def add(self, x: Tensor) -> None:
-        """Take some samples of a batch of shape (N, C, ...)."""
+    def add(self, x: Tensor) -> tuple[Tensor, Moments | None]:
+        """Take some samples of a batch of shape (N, C, ...); what was taken of it, and its cells."""
         samples = self.wanted(x.shape[0])
-        if samples > 0:
-            thin = thinned(x, samples)
-            self.take(backend_for(thin).cell_moments(thin), samples)
-
-    def take(self, cells: Moments, samples: int) -> None:
-        """Take the moments of the chosen channels of so many samples."""
+        if samples < 1:
+            return x[:0], None
+        thin = thinned(x, samples)
+        cells = backend_for(thin).cell_moments(thin)
         self._held += samples
-        var = cells.var if cells.count != 1 else torch.zeros_like(cells.var)
-        self._parts.append((cells.mean, var))
+        self._parts.append((cells.mean, cells.var))
+        return thin, cells
 
     @property
     def mean_and_var(self) -> Tensor:

@@ -4,7 +4,7 @@ from normsmith.doctor.cells import chosen
 from normsmith.doctor.noise import noise_curve
 from normsmith.doctor.observation import Layer, Observation
 from normsmith.doctor.pictures import NONE, Pictures
-from normsmith.doctor.samples import Sample
+from normsmith.doctor.samples import FIRES, Sample
 from normsmith.doctor.shift import shift
 from normsmith.doctor.together import Company, join, labels_of_all, thumbnails_of_all
 
@@ -30,7 +30,8 @@ def conclude(seen: Observation, pictures: Pictures, company: Company) -> None:
     for layer, top in tops.items():
         assert layer.profile is not None
         assert layer.outlying is not None
-        layer.specificity = layer.outlying.specificity(layer.profile.moments, labels if known else None)
+        if top and top[0][2] > FIRES:
+            layer.specificity = layer.outlying.specificity(layer.profile.moments, labels if known else None)
         layer.top_samples = tuple(
             Sample(index, None if int(labels[index]) == NONE else int(labels[index]), channel, score, thumbnails.get(index))
             for index, channel, score in top

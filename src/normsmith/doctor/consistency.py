@@ -38,30 +38,32 @@ class Consistency:
     mixed: Distance  # without outliers in the small ones only
 
 
-def consistency(x: Tensor) -> Consistency | None:
-    """That of one batch of shape (N, C, ...); None if it has fewer than PARTS samples, or nothing varies."""
+def consistency(x: Tensor, cells: Moments | None = None) -> Consistency | None:
+    """That of one batch of shape (N, C, ...), whose cells may be known; None if it has fewer than PARTS samples, or nothing varies."""
     small = x.shape[0] // PARTS
     if small < 1:
         return None
     x = thinned(x, small * PARTS)
     backend = backend_for(x)
-    cells = backend.cell_moments(x)
+    cells = backend.cell_moments(x) if cells is None else cells.map(lambda t: t[: len(x)])
     large, parts = cells.pool(0), cells.of_runs(small)
-    narrow = select(parts, THRESHOLD, 0.0)
-    bounds = narrow[0].repeat_interleave(small, 0), narrow[1].repeat_interleave(small, 0)
-    filtered = backend.cell_moments(x, bounds).of_runs(small)
+    low, high = (t.repeat_interleave(small, 0) for t in select(parts, THRESHOLD, 0.0))
+    filtered = backend.cell_moments(x, (low, high)).of_runs(small)
     reference = backend.cell_moments(x, select(large, THRESHOLD, 0.0)).pool(0)
-    alive = (large.var > 0).flatten() & large.var.isfinite().flatten()
+    return _compared(small, (parts, filtered), (large, reference))
+
+
+def _compared(small: int, parts: tuple[Moments, Moments], wholes: tuple[Moments, Moments]) -> Consistency | None:
+    """Both kinds of small batches, (PARTS, C) each, against both kinds of the large one, (1, C)."""
+    order, against = [0, 1, 1], [0, 1, 0]  # plain, filtered, mixed
+    means, variances = (torch.stack([getattr(m, key) for m in parts]).double() for key in ("mean", "var"))
+    mean, var = (torch.stack([getattr(m, key) for m in wholes]).double() for key in ("mean", "var"))
+    alive = (var[0] > 0).flatten() & var[0].isfinite().flatten()
     if not bool(alive.any()):
         return None
-    pairs = (parts, large), (filtered, reference), (filtered, large)
-    return Consistency(small, len(x), *(distance(one, other, alive) for one, other in pairs))
-
-
-def distance(parts: Moments, whole: Moments, alive: Tensor) -> Distance:
-    """From moments of parts, (parts, C), to those of the whole, (1, C), over these channels."""
-    means, variances, mean, var = (t.double()[:, alive] for t in (parts.mean, parts.var, whole.mean, whole.var))
-    var = var.clamp_min(torch.finfo(torch.float32).tiny)
+    means, variances = means[order][..., alive], variances[order][..., alive]
+    mean, var = mean[against][..., alive], var[against][..., alive].clamp_min(torch.finfo(torch.float32).tiny)
+    off = ((means - mean).square() / var).mean((1, 2)).tolist()
     # A small batch of one value has no logarithm; it counts as one of a hundred-thousandth.
-    apart = ((variances + 1e-5 * var) / (var * (1 + 1e-5))).log()
-    return Distance(float(((means - mean).square() / var).mean()), float(apart.square().mean()))
+    apart = ((variances / var + 1e-5) / (1 + 1e-5)).log().square().mean((1, 2)).tolist()
+    return Consistency(small, small * PARTS, *(Distance(*pair) for pair in zip(off, apart, strict=True)))

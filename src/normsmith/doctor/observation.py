@@ -17,6 +17,7 @@ from normsmith.moments import Moments
 from normsmith.surgery._source import Source
 
 if TYPE_CHECKING:
+    from normsmith.doctor.checks._gap import Gap
     from normsmith.doctor.shift import Shift
 
 
@@ -45,19 +46,22 @@ class Layer:
     top_samples: tuple[Sample, ...] = ()
     specificity: Specificity | None = None
     shift: "Shift | None" = None
+    gap: "Gap | None" = None  # kept when it was asked for first, after the observation
     each: Calls = field(default_factory=Calls)  # what each call alone had
 
     def take(self, x: Tensor, numbers: Tensor | None = None) -> None:
         """Add the input of one call, (N, C, ...), with the numbers of the samples that its rows are of, where they are known."""
         if self.profile is None:
             self.profile, self.cells = Profile(x.shape[1], x.device), Cells(x.shape[1], x.device)
-            self.outlying, self.consistency = Outlying(x.shape[1], x.device), consistency(x)
-        assert self.cells is not None
+            self.outlying = Outlying(x.shape[1], x.device)
+            self.consistency = consistency(*self.cells.add(x))
+        else:
+            assert self.cells is not None
+            self.cells.add(x)
         assert self.outlying is not None
         self.each.begin(self.profile.moments.facts)
         extremes = self.profile.add(x)
         self.each.end(self.profile.moments.facts, x.shape[0])
-        self.cells.add(x)
         if numbers is not None:
             self.outlying.look(extremes, numbers, self.profile.moments)
 

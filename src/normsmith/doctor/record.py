@@ -37,7 +37,7 @@ def record(layer: Layer, seen: Observation) -> dict[str, Any]:
 def details(layer: Layer) -> dict[str, Any]:
     """The noise by batch size, the samples furthest out (without their pictures), consistency and shift."""
     return {
-        "noise curve": [asdict(point) for point in layer.noise_curve],
+        "noise curve": [dict(vars(point)) for point in layer.noise_curve],
         "top samples": [
             {"index": s.index, "label": s.label, "channel": s.channel, "score": s.score} for s in layer.top_samples
         ],

@@ -58,7 +58,7 @@ class Outlying(TopK):
         both = torch.cat([cells.high, -cells.low], 1)
         if len(both) != len(numbers):
             both = both.view(len(numbers), -1, both.shape[1]).amax(1)
-        self.add(both, numbers)
+        self._keep(both, numbers)
 
     @property
     def samples(self) -> Tensor:
@@ -81,6 +81,8 @@ class Outlying(TopK):
 
     def top(self, moments: FourMoments, count: int = SHOWN) -> list[tuple[int, int, float]]:
         """Sample, channel and score of the samples furthest out, each once, the furthest first."""
+        if not bool((self.samples[:, 0] >= 0).any()):
+            return []
         far, samples = self.deviations(moments).flatten().cpu(), self.samples.flatten().cpu()
         order = far.topk(min(len(far), 16 * count)).indices
         found: dict[int, tuple[int, int, float]] = {}

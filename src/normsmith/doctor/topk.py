@@ -40,9 +40,11 @@ class TopK:
                 f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {LAST}: got "
                 f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"
             )
+        if len(samples):
+            self._keep(scores, samples)
+
+    def _keep(self, scores: Tensor, samples: Tensor) -> None:
         self.keys = self.keys.to(scores.device)
-        if not len(samples):
-            return
         scores = scores.detach().float().contiguous()
         if kernels_take(scores) and backend_for(scores) is not reference:
             from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
