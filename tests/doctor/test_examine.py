@@ -385,8 +385,8 @@ def test_reports(tmp_path):
     assert result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "deep.1"
     assert "NS102" in exam.save(tmp_path / "exam.txt").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exam.json", "exam.sarif", "exam.txt"]
-    with pytest.raises(ns.OptionError, match=r"\.json, \.sarif"):
-        exam.save(tmp_path / "exam.html")
+    with pytest.raises(ns.OptionError, match=r"\.html, \.json, \.sarif"):
+        exam.save(tmp_path / "exam.pdf")
     assert exam.worst == "error"
 
 

@@ -33,10 +33,10 @@ def compare(
     result.save("results/report.html")
     ```
 
-    `recipe` is a TOML file, a mapping or a `Recipe`; `normsmith compare --init` prints one with comments. Results go to the folder `out`, by
-    default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch. `engine`
-    is "local", as many processes as there are cores (or `workers`), or "inline", this process. `root` is where data sets lie, by default the
-    environment variable NORMSMITH_DATA. On a terminal bars show how far it is; `quiet` leaves them out.
+    `recipe` is a TOML file, a mapping or a `Recipe`; `normsmith compare --init` prints one with comments. Results go to the folder `out`,
+    by default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch.
+    `engine` is "local", as many processes as there are cores (or `workers`), or "inline", this process. `root` is where data sets lie, by
+    default the environment variable NORMSMITH_DATA. On a terminal bars show how far it is; `quiet` leaves them out.
     """
     recipe = read(recipe)
     folder = Folder(out or Path("normsmith-results") / recipe.name)

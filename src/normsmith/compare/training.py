@@ -110,7 +110,7 @@ def train_epoch(
         samples += len(x)
         if clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), clip)
-        if run.step % _GRADIENTS_EVERY == 0:
+        if len(times) % _GRADIENTS_EVERY == 0:
             norms.append(nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None]))
         run.optimizer.step()
         run.step += 1

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsmith.doctor.channel_pictures import subject_of
 from normsmith.doctor.checks import OF_DATA, OF_STATE, SPOIL
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.checks.small_batch import noise
 from normsmith.doctor.examination import Examination
+from normsmith.doctor.layer_page import view_of
 from normsmith.doctor.observation import Layer, Observation
 from normsmith.doctor.observe import observe
 from normsmith.surgery._models import Forward
@@ -53,6 +55,8 @@ def examine(
         (*seen.missing, *unread),
         seen.batches,
         seen.samples,
+        tuple(view_of(layer) for layer in seen.layers),
+        subject_of(seen.model, seen.first) if forward is None else None,
     )
 
 

@@ -171,6 +171,7 @@ class Observation:
     batch_sizes: list[int] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     missing: list[str] = field(default_factory=list)  # what could not be observed, and why
+    first: Any = None  # the first batch
     unread: dict[str, str] = field(default_factory=dict)  # layers that look like normalizers, and why they cannot be read
 
     def tracked(self) -> list[Layer]:

@@ -71,6 +71,7 @@ def _run(seen: Observation, loader: Iterable[Any], batches: int | None, forward:
             return
         first = next(iter(tensors(batch)), None)
         size = 0 if first is None or not first.dim() else first.shape[0]
+        seen.first = batch if seen.first is None else seen.first
         seen.batches += 1
         seen.samples += size
         seen.batch_sizes.append(size)

@@ -79,11 +79,12 @@ def unit(
     padding: int | None = None,
     groups: int = 1,
     activation: Callable[[], nn.Module] | None = nn.ReLU,
+    bias: bool | None = None,
     dims: int = 2,
 ) -> nn.Sequential:
-    """Convolution, norm and activation; the convolution has a bias where the norm has none."""
+    """Convolution, norm and activation; unless `bias` says otherwise, the convolution has one where the norm has none."""
     layer = normalizer(norm, after)
-    bias = lacks_bias(layer)
+    bias = lacks_bias(layer) if bias is None else bias
     conv = convolution(before, after, kernel, stride=stride, padding=padding, groups=groups, bias=bias, dims=dims)
     parts = OrderedDict([("conv", conv), ("norm", layer)])
     if activation is not None:
@@ -131,3 +132,10 @@ def expect_depths(name: str, depths: object) -> None:
     if not isinstance(depths, tuple | list) or not depths:
         raise OptionError(f"{name} expects depths, one number for each stage, as a tuple: got {depths!r}; try (2, 2, 2)")
     expect_sizes(name, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
+
+
+def expect_flags(name: str, **flags: bool) -> None:
+    """Raise unless all are true or false, which a word in a recipe may fail to be."""
+    for key, value in flags.items():
+        if type(value) is not bool:
+            raise OptionError(f"{name} expects {key} as true or false: got {value!r}")
