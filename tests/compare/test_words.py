@@ -111,6 +111,12 @@ def test_a_fall_that_is_not_clear_is_said_to_be_so(tmp_path):
     assert fall.endswith("in 3 seeds, clear alone but not after correction.")
 
 
+def test_of_two_that_part_only_one_loses(tmp_path):
+    fill(tmp_path, {name: LARGE[name] for name in ("batch", "group")})
+    fill(tmp_path, {name: SMALL[name] for name in ("batch", "group")}, batch=2)
+    assert [line.split()[0] for line in said(tmp_path)[1] if "median of the others" in line] == ["batch"]
+
+
 def test_who_is_still_ahead_or_only_gains_less_does_not_suffer(tmp_path):
     """As where nobody but batch norm has learned anything yet at the large batch."""
     chance = {"group": [0.10, 0.11, 0.10], "layer": [0.10, 0.10, 0.11]}
