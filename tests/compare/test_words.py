@@ -57,6 +57,12 @@ def test_the_best_of_several_that_beat_the_baseline_stays_open(tmp_path):
     assert "cannot be told from group." in verdict.text
 
 
+def test_so_few_seeds_that_they_show_nothing(tmp_path):
+    fill(tmp_path, {"batch": [0.60, 0.62], "group": [0.70, 0.90]})
+    [verdict], _ = said(tmp_path)
+    assert "the 2 at hand show differences of no size at all" in verdict.text
+
+
 def test_one_seed(tmp_path):
     fill(tmp_path, {"batch": [0.60], "group": [0.90]})
     [verdict], lines = said(tmp_path)
