@@ -17,6 +17,17 @@ from normsmith.data.load import cut
 from normsmith.errors import DependencyError, InputError, OptionError
 
 
+def test_trained_on_one_domain_tested_on_another():
+    both = ns.data.load("digits:channels=rgb,size=16 -> digits:test=50")
+    source, target = ns.data.load_pair("digits:channels=rgb,size=16", "digits:test=50")
+    assert torch.equal(both.train.inputs, source.train.inputs)
+    assert torch.equal(both.test.inputs, target.test.inputs)
+    assert len(both.test) == 50
+    assert both.mean == source.mean
+    with pytest.raises(OptionError, match="did you mean 'digits'"):
+        ns.data.load("digits -> digit")
+
+
 def test_digits():
     digits = ns.data.load("digits")
     assert (digits.name, digits.task, digits.channels, digits.size) == ("digits", "classification", 1, (8, 8))
