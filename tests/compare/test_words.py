@@ -57,6 +57,12 @@ def test_the_best_of_several_that_beat_the_baseline_stays_open(tmp_path):
     assert "cannot be told from group." in verdict.text
 
 
+def test_so_few_seeds_that_they_show_nothing(tmp_path):
+    fill(tmp_path, {"batch": [0.60, 0.62], "group": [0.70, 0.90]})
+    [verdict], _ = said(tmp_path)
+    assert "the 2 at hand show differences of no size at all" in verdict.text
+
+
 def test_one_seed(tmp_path):
     fill(tmp_path, {"batch": [0.60], "group": [0.90]})
     [verdict], lines = said(tmp_path)
@@ -109,6 +115,12 @@ def test_a_fall_that_is_not_clear_is_said_to_be_so(tmp_path):
     fill(tmp_path / "b", {**SMALL, "batch": [0.60, 0.78, 0.65]}, batch=2)
     [fall] = [line for line in said(tmp_path / "b")[1] if "suffers" in line]
     assert fall.endswith("in 3 seeds, clear alone but not after correction.")
+
+
+def test_of_two_that_part_only_one_loses(tmp_path):
+    fill(tmp_path, {name: LARGE[name] for name in ("batch", "group")})
+    fill(tmp_path, {name: SMALL[name] for name in ("batch", "group")}, batch=2)
+    assert [line.split()[0] for line in said(tmp_path)[1] if "median of the others" in line] == ["batch"]
 
 
 def test_who_is_still_ahead_or_only_gains_less_does_not_suffer(tmp_path):

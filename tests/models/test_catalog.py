@@ -99,3 +99,10 @@ def test_norms_of_any_kind():
         net = ns.models.make("resnet20:depths=(1,),width=4", norm=norm)
         assert type(net.stem.norm) is kind
         assert (net.stem.conv.bias is None) == (norm is not None)
+
+
+def test_check_name_is_what_make_asks_first():
+    ns.models.check_name("resnet20:width=4")
+    for wrong in ("resnet2000:width=4", "resnet20:widht=4"):
+        with pytest.raises(OptionError):
+            ns.models.check_name(wrong)

@@ -211,6 +211,12 @@ def test_ibn_has_biases_where_the_other_norms_have_none(norm):
     assert sum(isinstance(m, ns.IBN) for m in model.modules()) == 1
 
 
+def test_ibn_has_no_relu_behind_norms_that_include_one():
+    model = ns.models.make("ibn_resnet20_a:depths=(1,1),width=4", norm="evo_s0")
+    behind = {type(m.norm): type(m.act) for m in model.modules() if isinstance(m, nn.Sequential) and hasattr(m, "act")}
+    assert behind == {ns.IBN: nn.ReLU, ns.EvoNormS0: nn.Identity}
+
+
 @pytest.mark.parametrize("size", [1, 5, 8])
 @pytest.mark.parametrize("name", ["vgg16", "alexnet", "shallow_cnn", "unet", "resnet20"])
 def test_small_images_get_through(name, size):

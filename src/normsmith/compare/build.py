@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from normsmith import models
+from normsmith.analysis import refusals
 from normsmith.compare.labels import NONE
 from normsmith.compare.names import is_code
 from normsmith.compare.plan import Trial
@@ -53,13 +54,11 @@ def _of_catalog(name: str, dataset: Dataset, norm: str | None) -> nn.Module:
 def try_on(trial: Trial, dataset: Dataset) -> str:
     """What is wrong with a trial, found by one forward in training; nothing if it can run."""
     try:
-        model = build(trial, dataset)
-        model.train()
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            model(torch.randn(trial.statistics_batch, *dataset.train.inputs.shape[1:], generator=generator))
+        x = torch.randn(trial.statistics_batch, *dataset.train.inputs.shape[1:], generator=generator)
+        found = refusals(build(trial, dataset), x)
     except NormsmithError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  (a model of anyone's)
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return ""
+    return f"{next(iter(found.values()))} ({', '.join(found)})" if found else ""

@@ -73,9 +73,9 @@ class Comparison:
         return tuple(_record(e, differences.get((e.setting, e.normalizer))) for e in self.statistics.entries)
 
     @cached_property
-    def trials(self) -> pl.DataFrame:
-        """One row for each trial, those of a search of learning rates left out."""
-        return self.results.trials.filter(~pl.col("searching").fill_null(value=False))
+    def trials(self) -> tuple[dict[str, Any], ...]:
+        """Plain records, one for each trial, those of a search of learning rates left out; `results.trials` is a data frame."""
+        return tuple(self._trials(searching=False))
 
     def to_pandas(self) -> Any:
         """The table as a pandas data frame; needs pandas."""
@@ -94,7 +94,7 @@ class Comparison:
                 "schema": SCHEMA,
                 "recipe": self.recipe,
                 "baseline": self.statistics.baseline,
-                "trials": self._trials(searching=False),
+                "trials": self.trials,
                 "searched": self._trials(searching=True),
                 "settings": [
                     dict(zip(("ranking", "differences"), self.statistics.of(v.setting), strict=True)) | {"verdict": v}

@@ -59,8 +59,8 @@ def _title(comparison: "Comparison") -> str:
 
 
 def _subtitle(comparison: "Comparison") -> str:
-    s, statuses = comparison.statistics, comparison.trials["status"].to_list()
-    names, seeds = ({getattr(e, "normalizer") for e in s.entries}, {seed for e in s.entries for seed in e.scores})
+    s, statuses = comparison.statistics, [trial["status"] for trial in comparison.trials]
+    names, seeds = ({e.normalizer for e in s.entries}, {seed for e in s.entries for seed in e.scores})
     wrong = [f"{statuses.count(what)} {what}" for what in ("diverged", "crashed") if what in statuses]
     parts = [counted(len(names), "normalizer"), counted(len(s.settings), "setting"), counted(len(seeds), "seed")]
     trials = counted(len(statuses), "trial") + (f", {' and '.join(wrong)}" if wrong else "")
@@ -137,7 +137,7 @@ def _parts(comparison: "Comparison", family: Family) -> list[_Part]:
             "The same seed gives all the same first weights, where they have the same shape, and order of batches.",
         ),
         _Part("Learning", charts.curves(), "Mean over seeds; the band reaches from the lowest to the highest seed."),
-        _Part("Cost", [_table(cost, {}), *charts.costs(), *charts.targets()]),
+        _Part("Cost", _cost(cost, family, charts)),
         _Part(
             "Layers",
             [*layers.shares(), *layers.gains(), *layers.moments()],
@@ -157,6 +157,12 @@ def _accuracy(grid: tables.Grid, family: Family, charts: Charts) -> list[Any]:
     table, beside = _table(grid, tones), len(family.places) <= _BESIDE
     drawn = charts.by_batch(min(max(_CELL * len(grid.rows) - 60, _LOWEST), _HIGHEST) if beside else _LOWEST)
     return [Grid([table, *drawn], least=27)] if drawn and beside else [table, *drawn]
+
+
+def _cost(grid: tables.Grid, family: Family, charts: Charts) -> list[Any]:
+    table, targets = _table(grid, {}), charts.targets()
+    beside = targets and len(family.places) <= _BESIDE
+    return [*([Grid([table, *targets], least=27)] if beside else [table, *targets]), *charts.costs()]
 
 
 def _table(grid: tables.Grid, tones: Mapping[tuple[str, int], Tone]) -> Table:

@@ -12,6 +12,7 @@ from normsmith.compare.settings import counted
 from normsmith.compare.statistics import Entry
 from normsmith.compare.words import percent, points
 from normsmith.report import Chart, Grid, packed
+from normsmith.report.charts import Column
 
 _AXIS = 40  # pixels below the rows of a chart
 _CURVES = {"accuracy": "test accuracy, %", "train loss": "training loss"}
@@ -61,7 +62,7 @@ class Charts:
 
     def rankings(self) -> list[Any]:
         """Of every setting the ranking, and beside it the differences to the baseline."""
-        found = []
+        found: list[Any] = []
         for place in self.family.places:
             if place.ranked:
                 pair = [self._ranking(place, not found), *([self._differences(place, not found)] if place.differences else [])]
@@ -108,7 +109,7 @@ class Charts:
 
     def pairs(self) -> list[Any]:
         """Every seed of every normalizer, joined to that of the baseline; nothing where there is one seed."""
-        charts = []
+        charts: list[Any] = []
         for place in self.family.places:
             theirs = place.group.scores(self.family.baseline)
             rows = [
@@ -128,13 +129,12 @@ class Charts:
 
     def curves(self) -> list[Any]:
         """Test accuracy and training loss by epoch."""
-        found = [Grid(charts, least=22) for at in range(len(self.family.places)) if (charts := self._curves(at))]
-        return found
+        return [Grid(charts, least=22) for at in range(len(self.family.places)) if (charts := self._curves(at))]
 
     def _curves(self, at: int) -> list[Chart]:
         place, charts = self.family.places[at], []
         names = self.family.palette.names
-        table = {
+        table: Mapping[str, Column] = {
             "n": list(range(len(names))),
             "normalizer": names,
             "band": [name not in self.family.palette.plain for name in names],
@@ -146,7 +146,7 @@ class Charts:
             factor = 100 if name == "accuracy" else 1
             numbers = {part: packed((rows[part] * factor).to_numpy()) for part in ("mean", "low", "high")}
             codes = rows["normalizer"].replace_strict(names, list(range(len(names))), return_dtype=pl.Int32).to_list()
-            curve = {"n": codes, "epoch": (rows["epoch"] + 1).to_list(), **numbers}
+            curve: Mapping[str, Column] = {"n": codes, "epoch": (rows["epoch"] + 1).to_list(), **numbers}
             epochs, bands = rows["epoch"].n_unique(), place.seeds > 1
             logarithmic = name == "train loss" and float(rows["low"].min()) > 0  # type: ignore[arg-type]
             spec = self.specs.curve(what, epochs, logarithmic=logarithmic, bands=bands)
@@ -195,7 +195,7 @@ class Charts:
 
     def targets(self) -> list[Any]:
         """Seconds until the target accuracy, where there is one."""
-        charts = []
+        charts: list[Any] = []
         for place in self.family.places:
             reached = {e.normalizer: e.cost.reached for e in place.entries if e.cost.reached is not None}
             if not any(reached.values()):
@@ -211,15 +211,15 @@ class Charts:
             medians = [
                 {
                     "normalizer": name,
-                    "median": median(times[name]) if times[name] else None,
+                    "mean": median(times[name]) if times[name] else None,
                     "words": f"{reached[name]} of {len(place.group.rows[name])}",
                 }
                 for name in order
             ]
             target = next(row["target_accuracy"] for rows in place.group.rows.values() for row in rows.values())
-            title = f"Seconds to {percent(target)}, batch {place.setting.size}"
+            title = f"Seconds to {100 * target:g} %, batch {place.setting.size}"
             caption = "A stroke is a seed, the dot the median of those that came there; at the right how many did."
-            data = {"medians": columns(medians), "seeds": columns(seeds)}
+            data = {"means": columns(medians), "seeds": columns(seeds)}
             first = f"{order[0]} first" if times[order[0]] else "none"
             spec = self.specs.target(len(medians))
             charts.append(Chart(spec, data, title, caption if not charts else "", f"{title}: {first}", _tall(len(medians))))

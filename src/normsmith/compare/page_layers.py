@@ -1,19 +1,21 @@
 """What was recorded inside the normalizers: shares of switchable ones, gains of Kalman chains, moments of what they read."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from normsmith.compare.page_charts import columns
 from normsmith.compare.page_data import Family
-from normsmith.compare.page_specs import Spec, Specs, dots, whole
+from normsmith.compare.page_specs import Spec, Specs, axis, dots, whole
 from normsmith.report import Chart, Details, Grid, packed
+from normsmith.report.charts import Column
 
 _SHARE = r"^(\w+) share of (.+)$"
 _STATISTICS = {"mean": "mean", "var": "variance"}
 _MOMENTS = {"mean": "mean", "variance": "variance", "skewness": "skewness", "excess kurtosis": "excess kurtosis"}
-_Y = {"type": "quantitative", "axis": {"tickCount": 5}}
+_PARTS = [f"var(--series-{number})" for number in (8, 7, 6, 5)]  # others than most normalizers have
 
 
 def _layer_tip(value: str) -> list[Spec]:
@@ -25,9 +27,9 @@ def _layer_tip(value: str) -> list[Spec]:
 
 
 def _shares_at_the_end(parts: list[str]) -> Spec:
-    colour = {"field": "part", "type": "nominal", "title": None, "scale": {"domain": parts}}
+    colour = {"field": "part", "type": "nominal", "title": None, "scale": {"domain": parts, "range": _PARTS}}
     order = {"field": "depth", "type": "ordinal", "title": "layer, in order", "axis": {"labelOverlap": True}}
-    share = {"field": "share", **_Y, "title": "share", "scale": {"domain": [0, 1]}}
+    share = {"field": "share", **axis("share", scale={"domain": [0, 1]})}
     tip = [{"field": name, "type": "nominal"} for name in ("layer", "part")]
     return {
         "data": {"name": "shares"},
@@ -39,8 +41,8 @@ def _shares_at_the_end(parts: list[str]) -> Spec:
 
 def _shares_by_epoch(parts: list[str], reach: list[float], epochs: int) -> Spec:
     legend = {"symbolType": "square", "symbolOpacity": 1, "symbolStrokeWidth": 6}
-    colour = {"field": "part", "type": "nominal", "title": None, "scale": {"domain": parts}, "legend": legend}
-    share = {"field": "share", **_Y, "title": "share", "scale": {"domain": reach}}
+    colour = {"field": "part", "type": "nominal", "title": None, "scale": {"domain": parts, "range": _PARTS}, "legend": legend}
+    share = {"field": "share", **axis("share", scale={"domain": reach})}
     names = {"lookup": "depth", "from": {"data": {"name": "layers"}, "key": "depth", "fields": ["layer"]}}
     kinds = {"lookup": "p", "from": {"data": {"name": "parts"}, "key": "p", "fields": ["part"]}}
     common = {"x": {"field": "epoch", **whole("epoch", epochs)}, "y": share, "color": colour}
@@ -61,7 +63,7 @@ def _shares_by_epoch(parts: list[str], reach: list[float], epochs: int) -> Spec:
 def _gains(reach: list[float], epochs: int) -> Spec:
     names = {"lookup": "depth", "from": {"data": {"name": "layers"}, "key": "depth", "fields": ["layer"]}}
     deep = {"field": "depth", "type": "quantitative", "scale": {"zero": False, "range": [0.25, 1]}, "legend": None}
-    y = {"field": "gain", **_Y, "title": "gain", "scale": {"domain": reach}}
+    y = {"field": "gain", **axis("gain", scale={"domain": reach})}
     return {
         "data": {"name": "gains"},
         "transform": [names],
@@ -117,7 +119,7 @@ class Layers:
         ]
         if epochs > 1:
             codes = rows["part"].replace_strict(parts, list(range(len(parts))), return_dtype=pl.Int32).to_list()
-            data = {
+            data: Mapping[str, Mapping[str, Column]] = {
                 "shares": {**_by_epoch(rows), "p": codes, "share": packed(rows["mean"].to_numpy())},
                 "layers": _names(rows),
                 "parts": {"p": list(range(len(parts))), "part": parts},
@@ -129,14 +131,17 @@ class Layers:
 
     def gains(self) -> list[Any]:
         """How far a Kalman chain believes what it measures."""
-        charts = []
+        charts: list[Any] = []
         for at, name, rows in self._of(self.family.layers.filter(name="gain")):
-            data = {"gains": {**_by_epoch(rows), "gain": packed(rows["mean"].to_numpy())}, "layers": _names(rows)}
+            data: Mapping[str, Mapping[str, Column]] = {
+                "gains": {**_by_epoch(rows), "gain": packed(rows["mean"].to_numpy())},
+                "layers": _names(rows),
+            }
             title = self._titled(f"{name}: gain by epoch", at)
-            last = rows.filter(pl.col("epoch") == pl.max("epoch"))
-            words = f"{title}; at the end from {last['mean'].min():.2g} to {last['mean'].max():.2g}"
+            low, high = rows.filter(pl.col("epoch") == pl.max("epoch")).select(low=pl.min("mean"), high=pl.max("mean")).row(0)
+            words = f"{title}; at the end from {low:.2g} to {high:.2g}"
             spec = _gains(_reach(rows["mean"]), rows["epoch"].n_unique())
-            caption = "A line is a layer, the deeper the darker. 1: what is measured counts alone; 0: what is predicted does."
+            caption = "A line is a layer, the deeper the stronger. 1: what is measured counts alone; 0: what is predicted does."
             charts.append(Chart(spec, data, title, "" if charts else caption, words))
         return [Grid(charts, least=22)] if charts else []
 
@@ -161,7 +166,7 @@ class Layers:
             )
             codes = middle["normalizer"].replace_strict(names, list(range(len(names))), return_dtype=pl.Int32).to_list()
             curve = {"n": codes, "epoch": (middle["epoch"] + 1).to_list(), "mean": packed(middle["mean"].to_numpy())}
-            data = {"curve": curve, "names": {"n": list(range(len(names))), "normalizer": names}}
+            data: Mapping[str, Mapping[str, Column]] = {"curve": curve, "names": {"n": list(range(len(names))), "normalizer": names}}
             spec = self.specs.curve(what, epochs, logarithmic=_wide(middle["mean"]), bands=False)
             charts.append(Chart(spec, data, f"{what.capitalize()} by epoch", "Median of the layers.", f"{what} by epoch"))
         if depths > 1:

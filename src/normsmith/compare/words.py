@@ -83,10 +83,10 @@ def _what_it_takes(unclear: Sequence[Difference]) -> list[str]:
     if largest is None or largest.mean == 0:
         return []
     size = len(largest.by_seed)
-    seeds = f"about {largest.needed} seeds" if largest.needed is not None else f"more than {MOST_SEEDS} seeds"
-    if largest.needed is not None and largest.needed <= size:
-        seeds = "a few seeds more"
-    text = f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} to show"
+    seeds = f"about {max(largest.needed, size + 1)}" if largest.needed is not None else f"more than {MOST_SEEDS}"
+    text = (
+        f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} seeds to show"
+    )
     if largest.detectable is not None:
         least = (
             f"differences of {points(largest.detectable, sign=False)} or more"

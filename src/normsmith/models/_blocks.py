@@ -14,7 +14,7 @@ from normsmith.surgery.adapted import Adapted
 
 Norm = str | type[Any] | Callable[..., Any] | None
 LARGE = 128  # from this image size on, networks take the form they have for ImageNet
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def normalizer(norm: Norm, num_features: int) -> nn.Module:
@@ -108,7 +108,7 @@ class GlobalPool(nn.Module):
 def initialise(model: nn.Module, linear: Literal["torch", "he", "xavier"] = "torch") -> None:
     """Weights of convolutions as He et al. (2015), with the variance 2 over the fan out, and biases zero; linear layers as asked."""
     for module in model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear) and linear == "he":
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -15,6 +15,7 @@ from normsmith.models._blocks import (
     LARGE,
     GlobalPool,
     Norm,
+    activation_after,
     convolution,
     expect_depths,
     expect_flags,
@@ -172,17 +173,10 @@ class ResNet(nn.Module):
         kind = Kind(norm if ibn is None else "batch", bottleneck, norm_first, groups, group_width, squeeze, shortcut, bias)
         large = stem == "imagenet" or (stem == "auto" and image_size >= LARGE)
         self.stem = _stem(in_channels, width, kind, large)
-        before = width
-        self.stages = nn.Sequential()
-        for i, depth in enumerate(depths):
-            stage = nn.Sequential()
-            for j in range(depth):
-                stage.append(Residual(before, width * widen * 2**i, 2 if i > 0 and j == 0 else 1, kind))
-                before = kind.sizes(width * widen * 2**i, 1)[-1][0]
-            self.stages.append(stage)
-        self.last = norm_act(before, kind.norm) if norm_first else nn.Sequential()
+        self.stages, channels = _stages(width, width * widen, depths, kind)
+        self.last = norm_act(channels, kind.norm) if norm_first else nn.Sequential()
         self.pool = GlobalPool()
-        self.head = nn.Linear(before, num_classes)
+        self.head = nn.Linear(channels, num_classes)
         initialise(self)
         if ibn is not None:
             place_ibn(self, ibn)
@@ -207,9 +201,24 @@ def _stem(in_channels: int, width: int, kind: Kind, large: bool) -> nn.Sequentia
     return stem
 
 
+def _stages(before: int, planes: int, depths: Sequence[int], kind: Kind) -> tuple[nn.Sequential, int]:
+    """The stages, from the stem's channels on, and how many channels the last one gives."""
+    stages = nn.Sequential()
+    for i, depth in enumerate(depths):
+        stage = nn.Sequential()
+        for j in range(depth):
+            stage.append(Residual(before, planes * 2**i, 2 if i > 0 and j == 0 else 1, kind))
+            before = kind.sizes(planes * 2**i, 1)[-1][0]
+        stages.append(stage)
+    return stages, before
+
+
 def _exchange(model: nn.Module, norm: Norm) -> None:
-    """Put `norm` where batch norm is left."""
+    """Put `norm` where batch norm is left, and take away the ReLU behind it where it has its own."""
     for module in list(model.modules()):
         for key, child in list(module.named_children()):
             if type(child) is BatchNorm:
-                setattr(module, key, normalizer(norm, child.num_features))
+                layer = normalizer(norm, child.num_features)
+                setattr(module, key, layer)
+                if "act" in module._modules:
+                    module.act = activation_after(layer)
