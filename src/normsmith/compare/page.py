@@ -20,6 +20,10 @@ _ROWS = 16  # of a table, before a button
 _BESIDE = 2  # batch sizes of a table that has room beside a chart
 _CELL, _LOWEST, _HIGHEST = 69, 260, 460  # pixels of a cell of three lines, and of a chart beside a table of them
 
+_COST = (
+    "Medians over seeds; memory is what a forward keeps for its backward. In the charts a thin line reaches from the lowest to the highest "
+    "seed, the dashed one joins those that no other is both cheaper and better than."
+)
 Tone = Literal["", "good", "bad"]
 
 
@@ -129,7 +133,7 @@ def _parts(comparison: "Comparison", family: Family) -> list[_Part]:
     accuracy = next(grid for grid in tables.accuracies(s) if grid.title == family.title)
     cost = next(grid for grid in tables.costs(s) if grid.title == family.title + tables.COST)
     parts = [
-        _Part("Accuracy", _accuracy(accuracy, family, charts), "In %, on the test set: mean ± standard deviation over seeds."),
+        _Part("Accuracy", _accuracy(accuracy, family, charts), tables.EXPLANATION),
         _Part("Ranking", charts.rankings()),
         _Part(
             "Seeds",
@@ -137,7 +141,7 @@ def _parts(comparison: "Comparison", family: Family) -> list[_Part]:
             "The same seed gives all the same first weights, where they have the same shape, and order of batches.",
         ),
         _Part("Learning", charts.curves(), "Mean over seeds; the band reaches from the lowest to the highest seed."),
-        _Part("Cost", _cost(cost, family, charts)),
+        _Part("Cost", _cost(cost, family, charts), _COST),
         _Part(
             "Layers",
             [*layers.shares(), *layers.gains(), *layers.moments()],

@@ -1,12 +1,12 @@
 """The charts of one family of settings: specifications with data, captions, and words for those who do not see them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
 import polars as pl
 
-from normsmith.compare.page_data import Family, Place
+from normsmith.compare.page_data import Family, Place, place_among
 from normsmith.compare.page_specs import ROW, Specs, height_of
 from normsmith.compare.settings import counted
 from normsmith.compare.statistics import Entry
@@ -23,11 +23,6 @@ _NOTES = {
 }
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as a table of a chart."""
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-
-
 def hundred(value: float | None) -> float | None:
     """A share in percent."""
     return None if value is None else 100 * value
@@ -37,7 +32,7 @@ class Charts:
     """Of a family."""
 
     def __init__(self, family: Family) -> None:
-        self.family, self.specs = family, Specs(family.palette, family.baseline)
+        self.family, self.specs = family, Specs(family.baseline)
 
     def by_batch(self, height: int) -> list[Any]:
         """Accuracy versus batch size, where there are several."""
@@ -48,7 +43,7 @@ class Charts:
         for place in self.family.places:
             s = place.setting
             parts = "" if s.batch == s.statistics_batch else f"in parts of {s.statistics_batch}"
-            for e in place.ranked:
+            for e in self._drawn(place):
                 at = {"normalizer": e.normalizer, "batch": s.batch, "parts": parts}
                 means.append({**at, "mean": hundred(e.mean)})
                 seeds += [{**at, "seed": seed, "score": 100 * score} for seed, score in e.scores.items()]
@@ -57,8 +52,12 @@ class Charts:
             " Dashed: statistics over parts of a batch." if split else ""
         )
         words = "; ".join(f"batch {place.setting.size}: {_best(place)}" for place in self.family.places)
-        data = {"means": columns(means), "seeds": columns(seeds)}
+        data = {"means": self.family.palette.columns(means), "seeds": self.family.palette.columns(seeds)}
         return [Chart(self.specs.by_batch(sizes, height), data, "Accuracy by batch size", caption, words, height + _AXIS)]
+
+    def _drawn(self, place: Place) -> list[Entry]:
+        entries = {entry.normalizer: entry for entry in place.ranked}
+        return [entries[name] for name in self.family.palette.drawn(entries)]
 
     def rankings(self) -> list[Any]:
         """Of every setting the ranking, and beside it the differences to the baseline."""
@@ -81,7 +80,7 @@ class Charts:
             for e in place.ranked
         ]
         seeds = [row for e in place.ranked for row in _seeds(e.normalizer, e.scores)]
-        data = {"means": columns(means), "seeds": columns(seeds)}
+        data = {"means": self.family.palette.columns(means), "seeds": self.family.palette.columns(seeds)}
         title = f"Accuracy at batch {place.setting.size}"
         caption = (_NOTES["ranking"] if place.seeds > 1 else "One seed: no interval, and any rank.") if first else ""
         return Chart(self.specs.ranking(len(means)), data, title, caption, f"{title}: {_best(place)}", _tall(len(means)))
@@ -101,7 +100,7 @@ class Charts:
         words = (
             f"Differences to {self.family.baseline} at batch {place.setting.size}; clear of zero: {', '.join(clear) or 'none'}"
         )
-        data = {"means": columns(means), "seeds": columns(seeds), "zero": {"x": [0]}}
+        data = {"means": self.family.palette.columns(means), "seeds": self.family.palette.columns(seeds), "zero": {"x": [0]}}
         title = f"Beside {self.family.baseline} at batch {place.setting.size}"
         return Chart(
             self.specs.differences(len(means)), data, title, _NOTES["difference"] if first else "", words, _tall(len(means))
@@ -124,7 +123,7 @@ class Charts:
                 caption = _NOTES["pairs"] if not charts else ""
                 number = len({row["normalizer"] for row in rows})
                 spec, tall = self.specs.pairs(number, seeds), _tall(number, height_of(seeds))
-                charts.append(Chart(spec, {"pairs": columns(rows)}, title, caption, _pairs(place), tall))
+                charts.append(Chart(spec, {"pairs": self.family.palette.columns(rows)}, title, caption, _pairs(place), tall))
         return [Grid(charts, least=24)] if charts else []
 
     def curves(self) -> list[Any]:
@@ -133,20 +132,15 @@ class Charts:
 
     def _curves(self, at: int) -> list[Chart]:
         place, charts = self.family.places[at], []
-        names = self.family.palette.names
-        table: Mapping[str, Column] = {
-            "n": list(range(len(names))),
-            "normalizer": names,
-            "band": [name not in self.family.palette.plain for name in names],
-        }
+        table = self.family.palette.table
         for name, what in _CURVES.items():
             rows = self.family.curves.filter((pl.col("place") == at) & (pl.col("name") == name))
             if rows.is_empty():
                 continue
+            rows = rows.with_columns(n=place_among(table["normalizer"], "normalizer")).sort("n", "epoch")
             factor = 100 if name == "accuracy" else 1
             numbers = {part: packed((rows[part] * factor).to_numpy()) for part in ("mean", "low", "high")}
-            codes = rows["normalizer"].replace_strict(names, list(range(len(names))), return_dtype=pl.Int32).to_list()
-            curve: Mapping[str, Column] = {"n": codes, "epoch": (rows["epoch"] + 1).to_list(), **numbers}
+            curve: Mapping[str, Column] = {"n": rows["n"].to_list(), "epoch": (rows["epoch"] + 1).to_list(), **numbers}
             epochs, bands = rows["epoch"].n_unique(), place.seeds > 1
             logarithmic = name == "train loss" and float(rows["low"].min()) > 0  # type: ignore[arg-type]
             spec = self.specs.curve(what, epochs, logarithmic=logarithmic, bands=bands)
@@ -182,7 +176,7 @@ class Charts:
                 "low": hundred(min(e.scores.values())),
                 "high": hundred(max(e.scores.values())),
             }
-            for e in place.ranked
+            for e in self._drawn(place)
             if value(e) is not None
         ]
         if not rows:
@@ -190,7 +184,10 @@ class Charts:
         front = _front(rows)
         names = ", ".join(row["normalizer"] for row in front)
         words = f"Accuracy over {title}; none is both cheaper and better than {names}"
-        data = {"costs": columns(rows), "front": columns([{"x": row["x"], "mean": row["mean"]} for row in front])}
+        data = {
+            "costs": self.family.palette.columns(rows),
+            "front": self.family.palette.columns([{"x": row["x"], "mean": row["mean"]} for row in front]),
+        }
         return Chart(self.specs.cost(title), data, f"Accuracy over {title}, batch {place.setting.size}", "", words)
 
     def targets(self) -> list[Any]:
@@ -219,7 +216,7 @@ class Charts:
             target = next(row["target_accuracy"] for rows in place.group.rows.values() for row in rows.values())
             title = f"Seconds to {100 * target:g} %, batch {place.setting.size}"
             caption = "A stroke is a seed, the dot the median of those that came there; at the right how many did."
-            data = {"means": columns(medians), "seeds": columns(seeds)}
+            data = {"means": self.family.palette.columns(medians), "seeds": self.family.palette.columns(seeds)}
             first = f"{order[0]} first" if times[order[0]] else "none"
             spec = self.specs.target(len(medians))
             charts.append(Chart(spec, data, title, caption if not charts else "", f"{title}: {first}", _tall(len(medians))))

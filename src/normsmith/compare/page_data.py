@@ -27,6 +27,28 @@ class Palette:
         """All normalizers."""
         return list(self.colours)
 
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Rows on normalizers as a table of a chart, each with its colour."""
+        names = rows[0] if rows else ()
+        found = {name: [row[name] for row in rows] for name in names}
+        return {**found, "colour": [self.colours[row["normalizer"]] for row in rows]} if "normalizer" in names else found
+
+    @property
+    def table(self) -> dict[str, list[Any]]:
+        """Names by their number, so that curves need no names, the grey ones first."""
+        names = self.names[::-1]
+        return {
+            "n": list(range(len(names))),
+            "normalizer": names,
+            "colour": [self.colours[name] for name in names],
+            "band": [name not in self.plain for name in names],
+        }
+
+    def drawn(self, names: Iterable[str]) -> list[str]:
+        """Names in the order in which they are drawn, over one another: the grey ones first."""
+        order = {name: at for at, name in enumerate(reversed(self.names))}
+        return sorted(names, key=order.__getitem__)
+
 
 def palette(statistics: Statistics) -> Palette:
     """Eight colours are told apart at a glance, more are not."""
@@ -120,6 +142,11 @@ def _layers(records: pl.LazyFrame) -> pl.DataFrame:
     found = found.with_columns(depth=pl.col("first").rank("dense").over([*of, "name"]).cast(pl.Int32))
     depth = pl.max("depth").over([*of, "layer"])  # some records are not of every layer: the longest list has the order
     return _thinned(found, keys[:-1]).with_columns(depth).drop("row", "first").sort([*of, "name", "depth", "epoch"])
+
+
+def place_among(names: Sequence[str], column: str) -> pl.Expr:
+    """Of every value its place among the names."""
+    return pl.col(column).replace_strict(list(names), list(range(len(names))), return_dtype=pl.Int32)
 
 
 def _thinned(records: pl.DataFrame, series: Sequence[str]) -> pl.DataFrame:

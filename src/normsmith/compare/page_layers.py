@@ -6,8 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from normsmith.compare.page_charts import columns
-from normsmith.compare.page_data import Family
+from normsmith.compare.page_data import Family, place_among
 from normsmith.compare.page_specs import Spec, Specs, axis, dots, whole
 from normsmith.report import Chart, Details, Grid, packed
 from normsmith.report.charts import Column
@@ -60,14 +59,14 @@ def _shares_by_epoch(parts: list[str], reach: list[float], epochs: int) -> Spec:
     }
 
 
-def _gains(reach: list[float], epochs: int) -> Spec:
+def _gains(colour: str, reach: list[float], epochs: int) -> Spec:
     names = {"lookup": "depth", "from": {"data": {"name": "layers"}, "key": "depth", "fields": ["layer"]}}
     deep = {"field": "depth", "type": "quantitative", "scale": {"zero": False, "range": [0.25, 1]}, "legend": None}
     y = {"field": "gain", **axis("gain", scale={"domain": reach})}
     return {
         "data": {"name": "gains"},
         "transform": [names],
-        "mark": {"type": "line", "point": dots(epochs)},
+        "mark": {"type": "line", "color": colour, "point": dots(epochs)},
         "encoding": {
             "x": {"field": "epoch", **whole("epoch", epochs)},
             "y": y,
@@ -83,7 +82,7 @@ class Layers:
     """The charts of a family that are drawn of records of layers."""
 
     def __init__(self, family: Family) -> None:
-        self.family, self.specs = family, Specs(family.palette, family.baseline)
+        self.family, self.specs = family, Specs(family.baseline)
 
     def _of(self, frame: pl.DataFrame) -> list[tuple[int, str, pl.DataFrame]]:
         """By setting and normalizer, in their order."""
@@ -118,7 +117,7 @@ class Layers:
             Chart(_shares_at_the_end(parts), {"shares": end}, f"Shares of the {what} at the end", "", f"On average {usual}")
         ]
         if epochs > 1:
-            codes = rows["part"].replace_strict(parts, list(range(len(parts))), return_dtype=pl.Int32).to_list()
+            codes = rows.select(place_among(parts, "part"))["part"].to_list()
             data: Mapping[str, Mapping[str, Column]] = {
                 "shares": {**_by_epoch(rows), "p": codes, "share": packed(rows["mean"].to_numpy())},
                 "layers": _names(rows),
@@ -140,7 +139,7 @@ class Layers:
             title = self._titled(f"{name}: gain by epoch", at)
             low, high = rows.filter(pl.col("epoch") == pl.max("epoch")).select(low=pl.min("mean"), high=pl.max("mean")).row(0)
             words = f"{title}; at the end from {low:.2g} to {high:.2g}"
-            spec = _gains(_reach(rows["mean"]), rows["epoch"].n_unique())
+            spec = _gains(self.family.palette.colours[name], _reach(rows["mean"]), rows["epoch"].n_unique())
             caption = "A line is a layer, the deeper the stronger. 1: what is measured counts alone; 0: what is predicted does."
             charts.append(Chart(spec, data, title, "" if charts else caption, words))
         return [Grid(charts, least=22)] if charts else []
@@ -158,22 +157,37 @@ class Layers:
     def _moment(self, rows: pl.DataFrame) -> list[Chart]:
         if rows.is_empty():
             return []
-        what, charts, names = rows["name"][0], [], self.family.palette.names
+        what, charts, table = rows["name"][0], [], self.family.palette.table
         epochs, depths = rows["epoch"].n_unique(), rows["depth"].n_unique()
         if epochs > 1:
-            middle = (
-                rows.group_by("normalizer", "epoch", maintain_order=True).agg(pl.median("mean")).sort("normalizer", "epoch")
-            )
-            codes = middle["normalizer"].replace_strict(names, list(range(len(names))), return_dtype=pl.Int32).to_list()
-            curve = {"n": codes, "epoch": (middle["epoch"] + 1).to_list(), "mean": packed(middle["mean"].to_numpy())}
-            data: Mapping[str, Mapping[str, Column]] = {"curve": curve, "names": {"n": list(range(len(names))), "normalizer": names}}
+            middle = rows.group_by("normalizer", "epoch", maintain_order=True).agg(pl.median("mean"))
+            middle = middle.with_columns(n=place_among(table["normalizer"], "normalizer")).sort("n", "epoch")
+            curve: Mapping[str, Column] = {
+                "n": middle["n"].to_list(),
+                "epoch": (middle["epoch"] + 1).to_list(),
+                "mean": packed(middle["mean"].to_numpy()),
+            }
             spec = self.specs.curve(what, epochs, logarithmic=_wide(middle["mean"]), bands=False)
-            charts.append(Chart(spec, data, f"{what.capitalize()} by epoch", "Median of the layers.", f"{what} by epoch"))
+            charts.append(
+                Chart(
+                    spec,
+                    {"curve": curve, "names": table},
+                    f"{what.capitalize()} by epoch",
+                    "Median of the layers.",
+                    f"{what} by epoch",
+                )
+            )
         if depths > 1:
             last = rows.filter(pl.col("epoch") == pl.max("epoch")).select("normalizer", "depth", "layer", "mean")
             spec = self.specs.by_depth(what, depths, logarithmic=_wide(last["mean"]))
             charts.append(
-                Chart(spec, {"depth": columns(last.to_dicts())}, f"{what.capitalize()} by depth at the end", "", what)
+                Chart(
+                    spec,
+                    {"depth": self.family.palette.columns(last.to_dicts())},
+                    f"{what.capitalize()} by depth at the end",
+                    "",
+                    what,
+                )
             )
         return charts
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from normsmith.compare.page_data import Palette
-
 Spec = dict[str, Any]
 ROW = 25  # pixels
 _PICK: Spec = {"name": "pick", "value": ""}
@@ -58,19 +56,19 @@ def _tip(*fields: str) -> list[Spec]:
 
 
 class Specs:
-    """All of them in the colours of a page."""
+    """All of them; colours are in the data."""
 
-    def __init__(self, palette: Palette, baseline: str) -> None:
+    def __init__(self, baseline: str) -> None:
         self.baseline = baseline
-        scale = {"domain": list(palette.colours), "range": list(palette.colours.values())}
-        self._colour: Spec = {"field": "normalizer", "type": "nominal", "scale": scale, "legend": None}
+        self._colour: Spec = {"field": "colour", "type": "nominal", "scale": None, "legend": None}
         grid = {"domain": False, "ticks": False, "labelLimit": 140, "grid": True, "gridOpacity": 0.5}
         self._rows: Spec = {"field": "normalizer", "type": "nominal", "sort": None, "title": None, "axis": grid}
 
     def _drawn(self, mark: Any, data: str, encoding: Spec, opacity: float = 1.0) -> Spec:
         """A layer of a chart, in colours unless it says otherwise; strong where it is picked, or nothing is."""
         seen = {"condition": {"test": "pick === '' || pick === datum.normalizer", "value": opacity}, "value": 0.08 * opacity}
-        return {"mark": mark, "data": {"name": data}, "encoding": {"color": self._colour, "opacity": seen, **encoding}}
+        common = {"color": self._colour, "detail": {"field": "normalizer"}, "opacity": seen}
+        return {"mark": mark, "data": {"name": data}, "encoding": {**common, **encoding}}
 
     def _chart(self, layers: Sequence[Spec], height: int) -> Spec:
         return {"params": [_PICK], "layer": list(layers), "height": height}
@@ -151,7 +149,7 @@ class Specs:
 
     def curve(self, what: str, epochs: int, *, logarithmic: bool, bands: bool) -> Spec:
         """Something by epoch: the mean over seeds, and how far they reach."""
-        fields = ["normalizer", "band"] if bands else ["normalizer"]
+        fields = ["normalizer", "colour", "band"]
         names = {"lookup": "n", "from": {"data": {"name": "names"}, "key": "n", "fields": fields}}
         x, y = {"field": "epoch", **whole("epoch", epochs)}, _stretched(what, logarithmic=logarithmic)
         tip = _tip("normalizer", "epoch", "mean", *(("low", "high") if bands else ()))

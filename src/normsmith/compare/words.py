@@ -11,6 +11,7 @@ from normsmith.compare.small_batch import Fall
 from normsmith.compare.statistics import Difference, Entry, Statistics
 
 _MOST_FALLS = 5
+_MOST_NAMES = 6  # of a list in a sentence
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ def points(difference: float, *, unit: bool = True, sign: bool = True) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """One, two and three."""
+    """One, two and three; of many the first few."""
     *most, last = names
+    if len(most) > _MOST_NAMES:
+        most, last = most[:_MOST_NAMES], f"{len(most) + 1 - _MOST_NAMES} more"
     return f"{', '.join(most)} and {last}" if most else last
