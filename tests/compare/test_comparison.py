@@ -42,6 +42,8 @@ def test_the_text(folder):
     assert "note: 1 trial left out, crashed: RuntimeError: boom" in text
     assert all(line == line.rstrip() for line in text.splitlines())
     assert "12 ms a step, ×1.20" in text
+    assert "10 ms a step " in text, "the baseline is not beside itself"
+    assert "\u00a0" not in text
 
 
 def test_the_data(folder):
@@ -98,7 +100,7 @@ def test_files(folder, tmp_path):
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {line.count(" | ") for line in tables} == {2}
     assert not list(tmp_path.glob("*.part"))
-    with pytest.raises(OptionError, match=r"ends in \.json, \.md, \.csv, \.txt: got 'r.pdf'"):
+    with pytest.raises(OptionError, match=r"ends in \.html, \.json, \.md, \.csv, \.txt: got 'r.pdf'"):
         comparison.save(tmp_path / "r.pdf")
     with pytest.raises(ResultsError, match="expected to take results"):
         comparison.save(tmp_path / "nowhere" / "r.json")

@@ -146,6 +146,9 @@ def test_the_commands(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "24 of 24" in done.stderr
     assert (tmp_path / "runs" / "report.json").exists()
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "<h1>Comparison: digits</h1>" in page
+    assert 'href="report.json"' in page, "it is written before"
     found = json.loads(command("report", "runs", "--json", folder=tmp_path).stdout)
     assert len(found["trials"]) == 24
     for trial in found["trials"]:

@@ -5,7 +5,7 @@ from compare.helpers_results import fill, put
 
 from normsmith.compare.results import load
 from normsmith.compare.statistics import judge
-from normsmith.compare.words import listed, points, summary, verdicts
+from normsmith.compare.words import listed, points, summary, unbroken, verdicts
 
 LARGE = {"batch": [0.93, 0.94, 0.935], "group": [0.93, 0.935, 0.94], "layer": [0.92, 0.935, 0.92]}
 SMALL = {"batch": [0.60, 0.62, 0.61], "group": [0.93, 0.94, 0.94], "layer": [0.93, 0.935, 0.92]}
@@ -60,7 +60,7 @@ def test_the_best_of_several_that_beat_the_baseline_stays_open(tmp_path):
 def test_so_few_seeds_that_they_show_nothing(tmp_path):
     fill(tmp_path, {"batch": [0.60, 0.62], "group": [0.70, 0.90]})
     [verdict], _ = said(tmp_path)
-    assert "the 2 at hand show differences of no size at all" in verdict.text
+    assert "the 2 at hand show none, however large" in verdict.text
 
 
 def test_one_seed(tmp_path):
@@ -162,7 +162,16 @@ def test_diverged_trials_are_in_the_verdict(tmp_path):
     assert "the bare network -82.5 points" in " ".join(lines)
 
 
-@pytest.mark.parametrize(("names", "text"), [(["a"], "a"), (["a", "b"], "a and b"), (iter(["a", "b", "c"]), "a, b and c")])
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a"], "a"),
+        (["a", "b"], "a and b"),
+        (iter(["a", "b", "c"]), "a, b and c"),
+        ("abcdefg", "a, b, c, d, e, f and g"),
+        ("abcdefghij", "a, b, c, d, e, f and 4 more"),
+    ],
+)
 def test_lists(names, text):
     assert listed(names) == text
 
@@ -171,3 +180,8 @@ def test_points():
     assert points(0.0312) == "+3.1 points"
     assert points(-0.5, unit=False) == "-50.0"
     assert points(0.05, sign=False) == "5.0 points"
+
+
+def test_a_number_and_its_unit_stay_together():
+    text = "group +1.8 points (90.0 % to 92 %), about 11 seeds in 3 more"
+    assert unbroken(text) == "group +1.8\u00a0points (90.0\u00a0% to 92\u00a0%), about 11\u00a0seeds in 3 more"

@@ -86,8 +86,14 @@ def everything(name="layer.0"):
         r.Section("Findings", pieces),
         r.Section("Network", [r.Map([r.Group("layer", cells)])]),
         r.Section("Layers", [r.Entries(entries, "layers")]),
+        r.Section("More", _more(name)),
     ]
-    return r.Page(f"Net {name}", sections, f"subtitle {name}", name)
+    return r.Page(f"Net {name}", sections, f"subtitle {name}", name, r.Key({name: "var(--series-1)", "b": "red"}, "colours"))
+
+
+def _more(name):
+    table = r.Table(["of", "a"], [[name, r.Lines(["1.5 ± 0.1", f"+0.5 {name}", name], "good")]])
+    return [r.Heading(name, name), r.Text(f"{name}\n\nmore", leading=True), r.Details(name, [r.Code(name)]), table]
 
 
 def _png():

@@ -59,6 +59,25 @@ def test_what_a_model_is_called_is_text():
     assert hostile.open == []
 
 
+def test_cells_of_several_lines():
+    html = everything("a").html()
+    assert (
+        '<span class="line">1.5 ± 0.1</span><span class="line small good">+0.5 a</span><span class="line small">a</span>'
+        in html
+    )
+    assert '<div class="table lined"' in html
+    assert html.count('<p class="text leading">') == 1
+
+
+def test_entries_without_levels_have_no_buttons_for_them():
+    entries = [r.Entry(name, [r.Text("inside")], opened=name == "a") for name in "ab"]
+    html = r.Page("x", [r.Section("s", [r.Entries(entries, "settings", "Filter them")])]).html()
+    assert html.count(" open><summary>") + html.count(" open>\n<summary>") == 1
+    assert 'placeholder="Filter them"' in html
+    assert 'class="level ' not in html
+    assert '<div class="entries plain"' in html
+
+
 def test_data_cannot_end_their_script():
     chart = r.Chart({**SPEC, "title": HOSTILE}, {"curve": {"x": [HOSTILE], HOSTILE: [1]}})
     html = r.Page("x", [r.Section("s", [chart])]).html()

@@ -4,11 +4,14 @@ import json
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from normsmith.errors import OptionError
+
+if TYPE_CHECKING:
+    from normsmith.compare.comparison import Comparison
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -70,8 +73,7 @@ def compare(
     out = out or Path("normsmith-results") / chosen.name
     result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, quiet=quiet)
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)
-    for path in save or [out / "report.html", out / "report.json"]:
-        print(f"written: {result.save(path)}", file=sys.stderr)
+    _write(result, save or [out / "report.html", out / "report.json"])
 
 
 def report(
@@ -100,8 +102,7 @@ def report(
         raise OptionError("report expects at least one folder of results: got none; normsmith compare makes one")
     result = Comparison.load(*runs, baseline=baseline)
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)
-    for path in save or []:
-        print(f"written: {result.save(path)}", file=sys.stderr)
+    _write(result, save or [])
 
 
 def demo(*, quick: Flag = False, out: Path | None = None, quiet: Flag = False) -> None:
@@ -120,6 +121,12 @@ def demo(*, quick: Flag = False, out: Path | None = None, quiet: Flag = False) -
 
     recipe = demonstration.quick(_embedded()) if quick else _embedded()
     print(demonstration.demonstrate(recipe, out or Path("normsmith-results") / str(recipe["name"]), quiet=quiet))
+
+
+def _write(result: "Comparison", paths: list[Path]) -> None:
+    """A page last, as it leads to what lies beside it."""
+    for path in sorted(paths, key=lambda path: path.suffix == ".html"):
+        print(f"written: {result.save(path)}", file=sys.stderr)
 
 
 def example() -> str:

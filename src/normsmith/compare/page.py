@@ -42,10 +42,12 @@ def page(comparison: "Comparison", links: Mapping[str, str], beside: Mapping[str
     groups, _ = group(comparison.results.trials)
     found = families(comparison.results, s, groups, titles(s.settings))
     sections = [Section("Verdict", _verdict(comparison, found, links, beside))]
+    grids = zip(found, tables.accuracies(s), tables.costs(s), strict=True)
+    parts = [(family, _parts(family, accuracy, cost)) for family, accuracy, cost in grids]
     if len(found) == 1:
-        sections += [Section(part.title, part.pieces, part.note) for part in _parts(comparison, found[0])]
+        sections += [Section(part.title, part.pieces, part.note) for part in parts[0][1]]
     else:
-        entries = [_entry(comparison, family, opened=at == 0) for at, family in enumerate(found)]
+        entries = [_entry(family, own, opened=at == 0) for at, (family, own) in enumerate(parts)]
         sections.append(Section("Settings", [Entries(entries, "settings", "Filter by data, model or option")]))
     failed = page_about.failures(comparison)
     sections += [Section("Failures", failed)] if failed else []
@@ -79,10 +81,7 @@ def _verdict(comparison: "Comparison", found: list[Family], links: Mapping[str, 
         pieces.append(Links("The same as data", [Link(text, url=address) for text, address in beside.items()]))
     by_setting = {verdict.setting: verdict for verdict in comparison.verdicts}
     if len(found) == 1 and len(by_setting) > 1:
-        cards = [
-            Card(_headline(v.setting.size, v.winner), [Text(_typeset(v.text))], "info" if v.winner else "")
-            for v in by_setting.values()
-        ]
+        cards = [Card(_headline(v.setting.size, v.winner), [Text(_typeset(v.text))]) for v in by_setting.values()]
         pieces.append(Grid(cards, least=24))
     elif len(found) > 1:
         rows = []
@@ -118,20 +117,15 @@ def _headline(size: str, winner: str | None) -> str:
     return f"Batch {size}: {winner} wins" if winner else f"Batch {size}: no winner"
 
 
-def _entry(comparison: "Comparison", family: Family, *, opened: bool) -> Entry:
-    pieces: list[Any] = []
-    for part in _parts(comparison, family):
-        pieces += [Heading(part.title, part.note), *part.pieces]
+def _entry(family: Family, parts: list[_Part], *, opened: bool) -> Entry:
+    pieces = [piece for part in parts for piece in (Heading(part.title, part.note), *part.pieces)]
     sizes = ", ".join(place.setting.size for place in family.places)
     return Entry(family.title, pieces, kind=f"batch {sizes}", opened=opened)
 
 
-def _parts(comparison: "Comparison", family: Family) -> list[_Part]:
+def _parts(family: Family, accuracy: tables.Grid, cost: tables.Grid) -> list[_Part]:
     """Everything on a family, by heading; what there is nothing of has none."""
     charts, layers = Charts(family), Layers(family)
-    s = comparison.statistics
-    accuracy = next(grid for grid in tables.accuracies(s) if grid.title == family.title)
-    cost = next(grid for grid in tables.costs(s) if grid.title == family.title + tables.COST)
     parts = [
         _Part("Accuracy", _accuracy(accuracy, family, charts), tables.EXPLANATION),
         _Part("Ranking", charts.rankings()),

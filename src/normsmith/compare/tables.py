@@ -13,7 +13,6 @@ from normsmith.compare.words import points
 from normsmith.surgery._console import as_text
 
 _MOST_SEEDS = 6  # that fit in a cell
-COST = ": cost, and beside the baseline"  # after the name of a family
 EXPLANATION = (
     "Accuracy in %: mean ± standard deviation over seeds, the difference to the baseline in points with its 95 % interval, every seed. "
     "* is clear of zero after correction for all differences (Holm); † has seeds missing, ‡ seeds that diverged."
@@ -45,7 +44,7 @@ def costs(statistics: Statistics) -> list[Grid]:
     def cell(entry: Entry) -> list[str]:
         return _cost(entry.cost, len(entry.scores), beside=entry.normalizer != statistics.baseline)
 
-    return _grids(statistics, cell, COST)
+    return _grids(statistics, cell, ": cost, and beside the baseline")
 
 
 def wins(statistics: Statistics) -> Grid | None:
