@@ -23,7 +23,9 @@ def main() -> None:
     """Epochs of both, one after the other; the ratio is the median over rounds."""
     torch.set_num_threads(1)
     for batch in (2, 32):
-        recipe = read({"normalizers": ["batch"], "models": ["shallow_cnn:width=8"], "batch_sizes": [batch], "epochs": 1, "seeds": 1})
+        recipe = read(
+            {"normalizers": ["batch"], "models": ["shallow_cnn:width=8"], "batch_sizes": [batch], "epochs": 1, "seeds": 1}
+        )
         (trial,) = plan(recipe, "cpu")
         ratios = [_round(trial) for _ in range(ROUNDS)]
         around = record.circumstances()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import normsmith as ns
-from normsmith.cli import examine
+from normsmith.commands.models import examine
 from normsmith.data._fit import evenly, in_channels, resized
 from normsmith.data.dataset import Split, assemble, statistics
 from normsmith.data.load import cut
