@@ -112,7 +112,10 @@ def test_names_that_tables_could_misread(tmp_path):
 
 
 def test_the_baseline(folder):
-    assert Comparison.load(folder, baseline="layer").statistics.baseline == "layer"
+    other = Comparison.load(folder, baseline="layer")
+    assert other.statistics.baseline == "layer"
+    assert str(other).splitlines()[2].split()[0] == "layer", "the baseline is the first row"
+    assert str(other).splitlines()[5].split()[0] == "group", "then the best"
     with pytest.raises(OptionError, match="baseline among the normalizers batch, group, layer: got 'grop'"):
         Comparison.load(folder, baseline="grop")
     recipe = {"normalizers": [{"head": "layer", "rest": None}, "group"], "baseline": "group"}

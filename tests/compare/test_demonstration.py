@@ -41,7 +41,9 @@ def test_quick_is_a_recipe():
 
 @pytest.mark.slow
 def test_the_command_in_an_empty_folder(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "normsmith", "demo"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "normsmith", "demo"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "36 of 36" in done.stderr
     out = tmp_path / "normsmith-results" / "digits"
