@@ -73,6 +73,18 @@ def test_a_matched_filter_finds_its_pattern():
     assert torch.equal(found.x.sign(), layer.weight[:1].sign())
 
 
+def test_shifts_are_taken_back():
+    """A layer that looks at one place: what drives it stays there."""
+    layer = nn.Linear(81, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()[0, 2 * 9 + 3] = 1
+    model = nn.Sequential(nn.Flatten(), layer)
+    found = a.activation_maximum(model, "1", 0, (1, 1, 9, 9), steps=60, jitter=1, blur=0, variation=0)
+    bright = (found.x[0, 0] > 1).nonzero()
+    assert len(bright) > 0
+    assert int((bright - torch.tensor([2, 3])).abs().max()) <= 1
+
+
 def test_it_climbs_and_repeats_itself():
     model = small().eval()
     one = a.activation_maximum(model, "1", 2, (2, 2, 8, 8), steps=24, seed=3)

@@ -11,10 +11,12 @@ from torch import nn
 
 import normsmith as ns
 from normsmith.doctor.channel_pictures import png
-from normsmith.doctor.layer_page import LayerView, NoisePoint, Sample, shape_of
+from normsmith.doctor.layer_page import LayerView, shape_of
+from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.observe import observe
 from normsmith.doctor.page import page
 from normsmith.doctor.profile import Profile
+from normsmith.doctor.samples import Sample
 
 
 class Net(nn.Module):
@@ -85,6 +87,8 @@ def test_findings_are_on_the_page_with_evidence_and_cure(exam):
     assert f"{exam.findings[0].evidence['body.1']['gap']:.3g}" in html
     assert 'class="cell error" title="body.1: NS102' in html
     assert html.count('<details class="entry"') == 3
+    assert '<th scope="row"><a href="#at-body.1">body.1</a></th>' in html
+    assert '<a href="#ns102">NS102</a>' in html
 
 
 def test_the_numbers_are_those_of_the_layer(exam):
@@ -169,6 +173,25 @@ def test_the_model_itself_is_a_normalizer():
 def test_layers_of_one_name_differ():
     found = observe(*faulty())
     assert len({layer.name for layer in found.layers}) == 3
+
+
+def test_samples_have_pictures_while_there_is_room(monkeypatch):
+    from normsmith.doctor import page_charts
+
+    def view(name, *indices, thumbnail=True):
+        picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+        samples = [Sample(index, 1, 2, 5.5, picture if thumbnail else None) for index in indices]
+        return LayerView(name, "BatchNorm2d", {}, samples=samples)
+
+    views = [view("a", 3, 4), view("b", 4, 9), view("c", 7), view("d", 8, thumbnail=False)]
+    assert set(page_charts.album_of(views)) == {3, 4, 9, 7}
+    monkeypatch.setattr(page_charts, "PICTURES", 1)
+    album = page_charts.album_of(views)
+    assert set(album) == {3}
+    (grid,) = page_charts.of_layer(view("x", 3), 64, album)
+    assert [picture.png for picture in grid.pieces] == [album[3]]
+    (table,) = page_charts.of_layer(views[0], 64, album)
+    assert table.rows == [["sample 3", 1, 5.5, 2], ["sample 4", 1, 5.5, 2]]
 
 
 @pytest.mark.parametrize("colours", [1, 3])

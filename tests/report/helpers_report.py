@@ -59,7 +59,9 @@ def store_of(html):
 
 def everything(name="layer.0"):
     """A page with each kind of piece."""
-    chart = r.Chart(SPEC, {"curve": {"x": [1, 2, 3], "y": [1.0, None, 3.0]}}, "A chart", "Its caption.", "rises from 1 to 3")
+    chart = r.Chart(
+        SPEC, {"curve": {"x": [1, 2, 3], "y": [1.0, None, 3.0]}}, "A chart", f"Its caption: {name}.", "rises from 1 to 3"
+    )
     heat = r.Heatmap({"mean": r.packed([0.0, 1.0, 50.0, float("nan")]), "weight": [1.0, 1.0, 1.0, 2.0]}, range(4), "channel")
     inside = [r.Facts([("size", 3), ("share", 0.25)]), r.Grid([chart, chart]), heat]
     entries = [
@@ -72,7 +74,7 @@ def everything(name="layer.0"):
     pieces = [
         r.Card(
             "Something",
-            [r.Text("First `code`.\n\nSecond."), r.Table(["layer", "a", "b", "c", "d"], rows, shown=2)],
+            [r.Text(f"First `code`.\n\nSecond: {name}."), r.Table(["layer", "a", "b", "c", "d"], rows, shown=2)],
             "error",
             "NS102",
         ),
@@ -85,7 +87,7 @@ def everything(name="layer.0"):
         r.Section("Network", [r.Map([r.Group("layer", cells)])]),
         r.Section("Layers", [r.Entries(entries, "layers")]),
     ]
-    return r.Page(f"Net {name}", sections, "subtitle", "footer")
+    return r.Page(f"Net {name}", sections, f"subtitle {name}", name)
 
 
 def _png():

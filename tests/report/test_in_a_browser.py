@@ -156,6 +156,11 @@ def test_code_is_copied(browser, path):
     found.close(path)
 
 
+def test_pictures_are_shown(watched):
+    picture = watched.page.locator(".picture img")
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1
+
+
 def test_rows_beyond_the_first_are_shown_on_demand(watched):
     rows = watched.page.locator(".card tbody tr:visible")
     assert rows.count() == 2

@@ -48,7 +48,7 @@ def test_the_elements_fit():
     inner = [link[1:] for link in tags.links if link.startswith("#")]
     assert set(inner) <= set(tags.ids)
     assert len(inner) >= 3 + 3 + 3 + 1  # sections, map, table, skip
-    assert tags.sources
+    assert tags.sources  # the icon
     assert all(source.startswith("data:") for source in tags.sources)
 
 
@@ -76,6 +76,13 @@ def test_what_charts_share_is_there_once():
     assert len(store["specs"]) == 1
     assert len(store["columns"]) == 51
     assert len(store["charts"]) == 50
+
+
+def test_a_picture_is_there_once():
+    pictures = [r.Picture(b"one", "1"), r.Picture(b"two", "2"), r.Picture(b"one", "3")]
+    html = r.Page("x", [r.Section("s", pictures)]).html()
+    assert html.count(base64.b64encode(b"one").decode()) == 1
+    assert [html.count(f'data-picture="{index}"') for index in (0, 1, 2)] == [2, 1, 0]
 
 
 def test_charts_of_altair():

@@ -31,6 +31,7 @@ class Examination:
     missing: tuple[str, ...]
     batches: int
     samples: int
+    details: tuple[Mapping[str, Any], ...]  # for each layer what has no place in a table: curves, samples
     views: tuple[LayerView, ...] = field(default=(), repr=False)  # what the page shows of each layer
     subject: Subject | None = field(default=None, repr=False)  # what it takes pictures of
 
@@ -63,7 +64,7 @@ class Examination:
             "batches": self.batches,
             "samples": self.samples,
             "findings": [asdict(f) for f in self.findings],
-            "layers": [dict(row) for row in self.table],
+            "layers": [{**row, **more} for row, more in zip(self.table, self.details, strict=True)],
             "missing": list(self.missing),
         }
 

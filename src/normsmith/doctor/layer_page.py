@@ -1,7 +1,7 @@
 """`LayerView`: what a page shows of one layer, as plain data; and what is drawn from it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,33 +9,13 @@ from torch import Tensor
 
 from normsmith.doctor.checks._gap import gap
 from normsmith.doctor.exceedances import gaussian_fraction
+from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.observation import Layer
 from normsmith.doctor.profile import Profile
+from normsmith.doctor.samples import Sample
 
 REACH, BARS = 6.0, 60  # deviations on either side that the histogram shows, and its bars
 TAIL = tuple([0.5 + 0.25 * step for step in range(31)] + [8 * 16 ** (step / 16) for step in range(1, 17)])  # to 128
-
-
-@dataclass(frozen=True)
-class NoisePoint:
-    """The noise of the mean and of the deviation of a batch, by its size, in deviations: measured, and by theory."""
-
-    batch: int
-    mean_noise: float
-    std_noise: float
-    theory_mean: float
-    theory_std: float
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A sample of the loader, counted from 0, and the channel where it lies the furthest from the mean, in deviations."""
-
-    index: int
-    label: int | None
-    channel: int
-    score: float
-    thumbnail: Tensor | None  # uint8, (1 or 3, height, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +63,25 @@ def view_of(layer: Layer) -> LayerView:
         layer.kind,
         {key: values for key, values in found.items() if len(values.shape) == 1 and len(values) == len(shape.mean)},
         layer.profile,
+        layer.noise_curve,
+        layer.top_samples,
+        tuple(_facts(layer)),
     )
+
+
+def _facts(layer: Layer) -> Iterator[tuple[str, float]]:
+    """Single numbers of the further analyses, as far as there are any."""
+    if layer.shift is not None:
+        yield "shift, deviations", layer.shift.wasserstein
+        yield "gap if adapted", layer.shift.adapted
+    if layer.consistency is not None:
+        small, large = layer.consistency.small, layer.consistency.large
+        yield f"means of {small} off those of {large}, squared", layer.consistency.plain.mean
+        yield "the same, filtered", layer.consistency.filtered.mean
+    if layer.specificity is not None:
+        yield "outlier tails for one sample", layer.specificity.one_sample
+        yield "for one class", layer.specificity.one_class
+        yield "for all kinds", layer.specificity.general
 
 
 @dataclass(frozen=True)

@@ -138,13 +138,15 @@ def _depth(names: Sequence[str]) -> int:
 
 def _entries(exam: "Examination", worst: Mapping[str, Level], pictures: Pictures) -> Iterator[Entry]:
     views = {view.name: view for view in exam.views}
+    by_severity = sorted(exam.views, key=lambda view: -SEVERITIES.index(worst[view.name] or "info"))
+    album = page_charts.album_of(by_severity)
     columns = max(32, min(COLUMNS, COLUMNS_ALL // max(len(exam.table), 1)))
     for row in exam.table:
         name, view = row["layer"], views.get(row["layer"])
         kind = f"{row['kind']}, {row['channels']} channels" if row["channels"] else row["kind"]
         found = _of(exam.findings, name)
         pieces = _found_here(name, found)
-        pieces += page_charts.of_layer(view, columns) if view is not None else []
+        pieces += page_charts.of_layer(view, columns, album) if view is not None else []
         pieces += [Grid(shown, least=16) for shown in [pictures.get(name, ())] if shown]
         facts = [(short, row[key]) for key, short in _FACTS.items() if row.get(key) is not None]
         yield Entry(

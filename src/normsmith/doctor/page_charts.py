@@ -1,6 +1,6 @@
 """The charts of an examination: specifications with data, captions, and words for those who do not see them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from normsmith.doctor import page_specs
 from normsmith.doctor.channel_pictures import png
-from normsmith.doctor.layer_page import LayerView, Sample, Shape, shape_of
-from normsmith.report import Chart, Facts, Grid, Heatmap, Level, Picture, packed
+from normsmith.doctor.layer_page import LayerView, Shape, shape_of
+from normsmith.doctor.samples import Sample
+from normsmith.report import Chart, Facts, Grid, Heatmap, Level, Picture, Table, packed
 
+PICTURES = 1_200_000  # bytes of samples on a page
 _LIMITS = {"gap": (0.3, 1.0), "noise": (0.25,), "excess kurtosis": ()}
 _TITLES = {
     "gap": "Train/eval gap",
@@ -47,8 +49,8 @@ def across(table: Sequence[Mapping[str, Any]], worst: Mapping[str, Level]) -> li
     return charts
 
 
-def of_layer(view: LayerView, columns: int) -> list[Any]:
-    """Everything that is known of one layer."""
+def of_layer(view: LayerView, columns: int, album: Mapping[int, bytes]) -> list[Any]:
+    """Everything that is known of one layer; `album` has pictures of samples by their index."""
     pieces: list[Any] = []
     if view.profile is not None:
         shape = shape_of(view.profile)
@@ -61,9 +63,8 @@ def of_layer(view: LayerView, columns: int) -> list[Any]:
         pieces += [Grid(more)] if more else []
     if view.facts:
         pieces.append(Facts(view.facts))
-    shown = [_sample(sample) for sample in view.samples if sample.thumbnail is not None]
-    if shown:
-        pieces.append(Grid(shown, least=7, title="Samples furthest out"))
+    if view.samples:
+        pieces.append(_samples(view.samples, album))
     return pieces
 
 
@@ -136,8 +137,26 @@ def _noise(view: LayerView) -> Chart:
     )
 
 
-def _sample(sample: Sample) -> Picture:
-    assert sample.thumbnail is not None
-    label = "" if sample.label is None else f", class {sample.label}"
-    words = f"sample {sample.index}{label}"
-    return Picture(png(sample.thumbnail), words, f"{words}: {sample.score:.3g} deviations in channel {sample.channel}")
+def album_of(views: Iterable[LayerView]) -> dict[int, bytes]:
+    """Pictures of the samples of these layers, the first ones first, as many as a page can carry."""
+    album: dict[int, bytes] = {}
+    room = PICTURES
+    for sample in (sample for view in views for sample in view.samples):
+        if sample.thumbnail is not None and sample.index not in album and room > 0:
+            album[sample.index] = png(sample.thumbnail)
+            room -= len(album[sample.index])
+    return album
+
+
+def _samples(samples: Sequence[Sample], album: Mapping[int, bytes]) -> Grid | Table:
+    """With their pictures if all have one."""
+    if not all(sample.index in album for sample in samples):
+        rows = [[f"sample {s.index}", s.label, s.score, s.channel] for s in samples]
+        return Table(["furthest out", "class", "deviations", "channel"], rows)
+    found = []
+    for sample in samples:
+        label = "" if sample.label is None else f", class {sample.label}"
+        words = f"sample {sample.index}{label}"
+        caption = f"{words}: {sample.score:.3g} deviations in channel {sample.channel}"
+        found.append(Picture(album[sample.index], words, caption))
+    return Grid(found, least=6, title="Samples furthest out")

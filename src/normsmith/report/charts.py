@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normsmith.errors import DependencyError, InputError
+from normsmith.report.pieces import Picture
 
 _NONE = 65535  # the code of a number that is none
 Column = Sequence[Any] | Mapping[str, Any]
@@ -75,6 +76,7 @@ class Store:
         self._specs: dict[str, int] = {}
         self._charts: list[Any] = []
         self._heatmaps: list[Any] = []
+        self._pictures: dict[str, int] = {}
 
     def chart(self, chart: Chart) -> int:
         """The number under which a chart is drawn."""
@@ -89,6 +91,14 @@ class Store:
         names = self._column(heatmap.names)
         self._heatmaps.append({"labels": list(heatmap.rows), "rows": rows, "names": names, "noun": heatmap.noun})
         return len(self._heatmaps) - 1
+
+    def picture(self, picture: Picture) -> int:
+        """The number of a picture."""
+        return _index(self._pictures, base64.b64encode(picture.png).decode())
+
+    def pictures(self) -> str:
+        """All pictures as JSON, which has no character in it that could end a script."""
+        return json.dumps(list(self._pictures))
 
     def _table(self, table: Any) -> Any:
         """A table by the numbers of its columns; rows, as Altair has them, become columns."""

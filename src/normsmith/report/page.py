@@ -76,6 +76,7 @@ class _Writer:
             cards=self._cards,
             chart=self.store.chart,
             heatmap=self.store.heatmap,
+            picture=self.store.picture,
         )
 
     def anchor(self, name: str) -> str:
@@ -103,6 +104,7 @@ class _Writer:
                 page=self.page,
                 body=body,
                 data=self._mark(self.store.json()),
+                pictures=self._mark(self.store.pictures()),
                 vega=self._mark(vega()) if draws else "",
                 **safe,
             )

@@ -1,6 +1,5 @@
 """What a page is made of: plain records, each drawn by the template of its name."""
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
@@ -59,17 +58,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows in words; `pixelated` for small ones that are drawn large."""
+    """A PNG with what it shows in words; `pixelated` for small ones that are drawn large. The same on one page is kept once."""
 
     png: bytes
     words: str
     caption: str = ""
     pixelated: bool = True
-
-    @property
-    def address(self) -> str:
-        """The picture as an address."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@
   const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
+  const pictures = JSON.parse(document.getElementById("pictures").textContent);
+  for (const image of all("img[data-picture]")) image.src = `data:image/png;base64,${pictures[Number(image.dataset.picture)]}`;
+
   document.getElementById("theme").addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
