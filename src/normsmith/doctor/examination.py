@@ -4,13 +4,14 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from normsmith.doctor.finding import SEVERITIES, Finding, Severity
+from normsmith.doctor.subject import Subject
 from normsmith.errors import OptionError
 from normsmith.surgery._console import as_text
 
@@ -29,6 +30,8 @@ class Examination:
     missing: tuple[str, ...]
     batches: int
     samples: int
+    whole: Mapping[str, float]  # numbers of the model as a whole, of depth="full"
+    _subject: Subject = field(repr=False)
 
     @property
     def worst(self) -> Severity | None:
@@ -61,6 +64,7 @@ class Examination:
             "findings": [asdict(f) for f in self.findings],
             "layers": [dict(row) for row in self.table],
             "missing": list(self.missing),
+            "whole": dict(self.whole),
         }
 
     def to_sarif(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
+from normsmith.doctor.full.closer import Closer
 from normsmith.doctor.profile import Profile
 from normsmith.moments import Moments
 from normsmith.surgery._source import Source
@@ -172,6 +173,7 @@ class Observation:
     optimizer: torch.optim.Optimizer | None = None
     missing: list[str] = field(default_factory=list)  # what could not be observed, and why
     unread: dict[str, str] = field(default_factory=dict)  # layers that look like normalizers, and why they cannot be read
+    closer: Closer | None = None  # of depth="full"
 
     def tracked(self) -> list[Layer]:
         """The layers with running statistics that saw data."""

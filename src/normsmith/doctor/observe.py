@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,8 +25,12 @@ def observe(
     batches: int | None = None,
     forward: Forward | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    keep: Callable[[Any], None] | None = None,
 ) -> Observation:
-    """One pass over the data, in evaluation; a model or loader that raises ends it early, with what was seen until then."""
+    """One pass over the data, in evaluation; a model or loader that raises ends it early, with what was seen until then.
+
+    `keep` is given every batch that the model took.
+    """
     expect_module(model, "examine")
     check_loader(loader, batches, "examine")
     found = candidates(model)
@@ -41,7 +45,7 @@ def observe(
     versions = [t._version for t in held]
     try:
         with evaluating(model), _watching(seen):
-            _run(seen, loader, batches, forward)
+            _run(seen, loader, batches, forward, keep)
     finally:
         if [t._version for t in held] != versions:
             kept.restore()
@@ -54,7 +58,13 @@ def observe(
     return seen
 
 
-def _run(seen: Observation, loader: Iterable[Any], batches: int | None, forward: Forward | None) -> None:
+def _run(
+    seen: Observation,
+    loader: Iterable[Any],
+    batches: int | None,
+    forward: Forward | None,
+    keep: Callable[[Any], None] | None,
+) -> None:
     source = batches_of(loader, batches, "examining")
     while True:
         try:
@@ -76,6 +86,8 @@ def _run(seen: Observation, loader: Iterable[Any], batches: int | None, forward:
         seen.batch_sizes.append(size)
         for layer in seen.layers:
             layer.end_forward()
+        if keep is not None:
+            keep(batch)
 
 
 def _line(error: Exception) -> str:

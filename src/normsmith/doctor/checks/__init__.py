@@ -8,7 +8,9 @@ from normsmith.doctor.checks import (
     dead_channels,
     eps_dominated,
     evaluation_by_batch,
+    gradient_growth,
     half_precision,
+    loss_share,
     momentum_window,
     never_updated,
     not_finite,
@@ -18,6 +20,7 @@ from normsmith.doctor.checks import (
     single_value,
     small_batch,
     train_eval_gap,
+    unequal_scales,
 )
 from normsmith.doctor.finding import Finding
 from normsmith.doctor.observation import Observation
@@ -42,5 +45,7 @@ OF_DATA: tuple[Check, ...] = tuple(
         outliers,
     )
 )
+# What needs a loss: depth="full".
+OF_LOSS: tuple[Check, ...] = tuple(module.check for module in (loss_share, gradient_growth, unequal_scales))
 SPOIL = {"NS101", "NS103"}
-CHECKS = (*OF_STATE, *OF_DATA)
+CHECKS = (*OF_STATE, *OF_DATA, *OF_LOSS)
