@@ -37,6 +37,7 @@ _ELSEWHERE = {
     "Fold": "normsmith.surgery.fold",
     "Examination": "normsmith.doctor.examination",
     "Finding": "normsmith.doctor.finding",
+    "Recommendation": "normsmith.doctor.recommend.recommendation",
     "examine": "normsmith.doctor.examine",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",

@@ -97,7 +97,7 @@ def test_gradients_that_explode_are_found_and_do_not_without_batch_statistics():
     assert finding.title == "gradients explode"
     assert finding.layers[0] == "1"
     growth = finding.evidence["1"]["apart"] ** (1 / 44)
-    assert growth == pytest.approx((torch.pi / (torch.pi - 1)) ** 0.5, abs=0.03), "Yang et al. 2019"
+    assert growth == pytest.approx((torch.pi / (torch.pi - 1)) ** 0.5, abs=0.05), "Yang et al. 2019"
     ns.convert(model, "layer")
     assert "NS402" not in codes(full(model, data, budget=4))
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from normsmith.analysis._photograph import Randomness
 from normsmith.analysis._still import Still, holding
+from normsmith.doctor._students import students
 from normsmith.doctor.full.clock import Clock
 from normsmith.doctor.full.modes import by_batch
 from normsmith.doctor.subject import Subject
 
 FEWEST = 3  # batches, for an interval
-# Student's t, 95 % on both sides, by the number of batches.
-_T = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def difference(one: Tensor, other: Tensor) -> Difference:
     """The mean of one - other, batch by batch."""
     apart = one - other
     mean, number = apart.mean().item(), len(apart)
-    half = _T.get(number, 2.0) * apart.std().item() / math.sqrt(number) if number >= FEWEST else math.inf
+    half = students(number) * apart.std().item() / math.sqrt(number) if number >= FEWEST else math.inf
     return Difference(mean, mean - half, mean + half)
 
 
