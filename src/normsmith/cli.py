@@ -100,15 +100,21 @@ def convert(
 
 @app.command
 def examine(
-    model: str,
+    model: str | None = None,
     *,
-    loader: str,
+    loader: str | None = None,
     batches: int | None = None,
+    depth: Literal["default", "full"] = "default",
+    budget: float | None = None,
+    recommend: str | None = None,
+    train_steps: int = 0,
     save: Path | None = None,
     fail_on: Literal["warning", "error"] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Say what is wrong with a model's normalization: evidence, and the cure as a line of code.
+
+    Without arguments a small net is trained on digits for some seconds, with faults planted in it, and examined.
 
     Parameters
     ----------
@@ -118,6 +124,14 @@ def examine(
         package.module:factory or path/to/file.py:factory of batches: tensors, mappings, or sequences with the input first.
     batches
         How many to look at (default: all).
+    depth
+        full looks closer: the share of each layer in the loss, gradients, curvature. It needs labels, and some time.
+    budget
+        Seconds after which the closer look, and the recommendation, begin nothing new.
+    recommend
+        Constraints such as batch=2,max_slowdown=1.5: then also rank normalizers, by measuring each on these data.
+    train_steps
+        Steps of training for each of them, before it is measured.
     save
         A file to write the report to: .json, .sarif for CI, or .txt.
     fail_on
@@ -125,10 +139,11 @@ def examine(
     as_json
         Print the report as JSON.
     """
-    from normsmith.locate import load_loader, load_model
+    from normsmith.doctor import session
 
-    exam = normsmith.examine(load_model(model), load_loader(loader), batches=batches)
-    print(json.dumps(exam.to_dict(), indent=2) if as_json else exam)
+    request = session.Request(model, loader, batches, depth, budget, recommend, train_steps)
+    exam, text, data = session.run(request)
+    print(json.dumps(data, indent=2) if as_json else text)
     if save is not None:
         exam.save(save)
     if fail_on is not None and exam.at_least(fail_on):

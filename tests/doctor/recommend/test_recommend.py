@@ -137,7 +137,7 @@ def test_constraints():
     quick = exam.recommend({"max_slowdown": 1e-3}, candidates=["batch"])
     assert quick.rows[0].standing == "ruled out"
     assert "max_slowdown is 0.001" in quick.rows[0].reason
-    assert quick.best is None
+    assert (quick.best, quick.tied) == (None, ())
     assert "no candidate could be measured" in str(quick)
 
 
@@ -155,6 +155,8 @@ def test_a_budget_ends_it():
     found = ns.examine(trained(clusters), loader(clusters)).recommend(candidates=THREE, budget=1e-3)
     assert [row.standing for row in found.rows] == ["ranked", "not measured", "not measured"]
     assert found.rows[1].reason == "the budget of 0.001 s was used up"
+    assert found.best is None, "others were not measured"
+    assert "2 were not; give more budget" in str(found)
 
 
 def test_default_candidates():

@@ -1,5 +1,6 @@
 """What a recommendation has to hold to."""
 
+import ast
 import difflib
 import math
 from collections.abc import Mapping
@@ -36,4 +37,18 @@ def checked(given: Mapping[str, Any] | None) -> Constraints:
     limit: Any = found.max_slowdown
     if limit is not None and (type(limit) not in (int, float) or not math.isfinite(limit) or limit <= 0):
         raise OptionError(f"recommend expects the constraint max_slowdown as a factor above 0, such as 1.5: got {limit!r}")
+    return found
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Constraints as they are written on a command line: "batch=2,batch_independent=True"."""
+    found: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        try:
+            found[key] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
+        except (ValueError, SyntaxError):
+            equals = ""
+        if not equals:
+            raise OptionError(f"constraints are expected as batch=2,max_slowdown=1.5: got {item!r} in {text!r}") from None
     return found

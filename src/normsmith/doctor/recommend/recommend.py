@@ -26,7 +26,7 @@ from normsmith.surgery._successor import check_target
 
 USUAL = ("batch", "group", "layer", "renorm", "switchable", "filtered")
 OF_TOKENS = ("layer", "rms", "dynamic_tanh", "batch")
-BATCHES = 64  # of small ones; their number tells as much as that of their samples
+BATCHES = 64  # that are enough to recalibrate, and to measure, where they are small
 ROUNDS = 4  # cuts of the samples into batches: every sample has so many sets of mates
 
 
@@ -114,7 +114,7 @@ def _plan(subject: Subject, bounds: Constraints, train_steps: int, seed: int) ->
     tested, learned = mixed[: number * size], mixed[number * size :]
     rounds = [list(torch.split(tested, size))]
     rounds += [list(torch.split(tested[torch.randperm(len(tested), generator=generator)], size)) for _ in range(ROUNDS - 1)]
-    learning = [part for part in torch.split(learned, size) if len(part) == size]
+    learning = [part for part in torch.split(learned, size) if len(part) == size][:BATCHES]
     lessons: list[Tensor] = []
     while len(lessons) < train_steps:
         again = learned[torch.randperm(len(learned), generator=generator)]

@@ -52,13 +52,17 @@ class Recommendation:
 
     @property
     def best(self) -> str | None:
-        """The first, if every other is behind it beyond chance; else None."""
-        return self.tied[0] if len(self.tied) == 1 else None
+        """The first, if every other is behind it beyond chance, and none was left out for want of time; else None."""
+        return self.tied[0] if len(self.tied) == 1 and not self._left_out else None
 
     @property
     def cure(self) -> str | None:
         """The line of code that follows from it."""
         return None if self.best is None else f'ns.convert(model, "{self.best}")'
+
+    @property
+    def _left_out(self) -> int:
+        return sum(row.standing == "not measured" for row in self.rows)
 
     @property
     def _ranked(self) -> list[Ranked]:
@@ -98,7 +102,9 @@ class Recommendation:
             return f"best: {self.best}\ncure: {self.cure}"
         if not self.tied:
             return "no candidate could be measured"
-        return f"{', '.join(self.tied)} cannot be told apart on these data: take the cheapest, give more data, or train_steps="
+        if len(self.tied) == 1:
+            return f"no winner: {self.tied[0]} is the best of those measured, {self._left_out} were not; give more budget"
+        return f"no winner: {', '.join(self.tied)} cannot be told apart on these data; take the cheapest, or give more data"
 
 
 def _number(value: float | None) -> str:
