@@ -96,20 +96,42 @@ def test_gradients_that_explode_are_found_and_do_not_without_batch_statistics():
     (finding,) = exam.at_least("warning")
     assert finding.title == "gradients explode"
     assert finding.layers[0] == "1"
-    growth = finding.evidence["1"]["apart"] ** (1 / 44)
+    growth = finding.evidence["1"]["factor"] ** (1 / 44)
     assert growth == pytest.approx((torch.pi / (torch.pi - 1)) ** 0.5, abs=0.05), "Yang et al. 2019"
     ns.convert(model, "layer")
     assert "NS402" not in codes(full(model, data, budget=4))
 
 
 def test_gradients_that_vanish_are_found():
-    model = healthy()
-    model.first = nn.BatchNorm2d(3)
-    plain = model.forward
-    model.forward = lambda x: plain(x + 1e-5 * model.first(x))
-    healthy(model)
-    exam = full(model, batches())
-    assert [f.title for f in exam.findings if f.code == "NS402"] == ["gradients vanish"]
+    """Behind norms whose eps is far above the variance."""
+    blocks = [part for _ in range(9) for part in (nn.Linear(16, 16, bias=False), nn.GroupNorm(1, 16, eps=4.0))]
+    model = nn.Sequential(*blocks, nn.Linear(16, 3))
+    exam = full(model, [(torch.randn(32, 16), torch.randint(0, 3, (32,))) for _ in range(4)])
+    assert [f.title for f in exam.at_least("warning")] == ["gradients vanish"], str(exam)
+
+
+def test_branches_that_are_nearly_switched_off_are_no_trend():
+    """A residual net whose branches end in a weight near zero, as many are initialized."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(6)
+            )
+            self.head = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))
+            for branch in self.branches:
+                nn.init.constant_(branch[2].weight, 1e-6)
+
+        def forward(self, x):
+            for branch in self.branches:
+                x = x + branch(x)
+            return self.head(x)
+
+    exam = full(Residual(), [(torch.randn(32, 16), torch.randint(0, 3, (32,))) for _ in range(4)])
+    gradients = [row["gradient"] for row in exam.table]
+    assert max(gradients) > 1e3 * min(gradients)
+    assert codes(exam) == [], str(exam)
 
 
 def test_unequal_scales_are_for_information():

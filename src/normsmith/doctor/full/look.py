@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,22 +78,20 @@ def _rate(subject: Subject) -> float:
     return LR if subject.optimizer is None else float(subject.optimizer.param_groups[0]["lr"])
 
 
+@dataclass(eq=False)
 class _Look:
-    def __init__(
-        self,
-        seen: "Observation",
-        subject: Subject,
-        batches: list[Any],
-        layers: list["Layer"],
-        closer: Closer,
-        clock: Clock,
-    ) -> None:
-        self.seen, self.subject, self.batches, self.layers, self.closer, self.clock = (
-            seen, subject, batches, layers, closer, clock,
-        )  # fmt: skip
-        # The widest gap first: if the time does not reach, these are the ones to know about.
-        self.moving = sorted((layer for layer in layers if layer.by_batch), key=lambda layer: -_gap(layer))
-        self.categorical = False
+    seen: "Observation"
+    subject: Subject
+    batches: list[Any]
+    layers: list["Layer"]
+    closer: Closer
+    clock: Clock
+    categorical: bool = False  # whether the loss is the cross entropy of (N, K)
+
+    @cached_property
+    def moving(self) -> list["Layer"]:
+        """The layers that normalize by the batch, the widest gap first: if the time does not reach, these are the ones to know about."""
+        return sorted((layer for layer in self.layers if layer.by_batch), key=lambda layer: -_gap(layer))
 
     def measure(self) -> bool:
         """Whether there is a loss; how long a forward takes, and a forward with its backward."""
