@@ -122,6 +122,20 @@ def untracked(model: nn.Module) -> None:
         norm.track_running_stats = False
 
 
+def shifted(model: nn.Module) -> None:
+    """The running means of one layer two deviations off, whose share in the loss depth="full" is to find."""
+    chosen = norms(model)[int(torch.randint(len(norms(model)), ()))]
+    chosen.running_mean += 2 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
+
+
+def share_is_found(sick: nn.Module, healthy: nn.Module, batches: Data) -> bool:
+    """Whether NS401 names the layer that differs first."""
+    names = {m: name for name, m in sick.named_modules()}
+    apart = [a for a, b in zip(norms(sick), norms(healthy), strict=True) if not torch.equal(a.running_mean, b.running_mean)]  # type: ignore[arg-type]
+    exam = ns.examine(sick, batches, depth="full")
+    return any(f.code == "NS401" and f.layers[0] == names[apart[0]] for f in exam.findings)
+
+
 FAULTS: dict[str, tuple[Callable[[nn.Module], None], str, int]] = {  # what is done, the code, the batch size of the examination
     "never updated": (never, "NS101", 32),
     "stale": (stale, "NS102", 32),
@@ -137,7 +151,7 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], str, int]] = {  # what is d
 
 def main() -> None:
     """The rates."""
-    clean, found = 0, dict.fromkeys(FAULTS, 0)
+    clean, closely, shares, found = 0, 0, 0, dict.fromkeys(FAULTS, 0)
     for seed in range(MODELS):
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
@@ -149,19 +163,24 @@ def main() -> None:
         clean += not exam.at_least("warning")
         if exam.at_least("warning"):
             print(f"seed {seed}: {exam}", file=sys.stderr)
+        closely += not ns.examine(model, held_out[32], depth="full").at_least("warning")
+        sick = copy.deepcopy(model)
+        shifted(sick)
+        shares += share_is_found(sick, model, held_out[32])
         for name, (plant, code, size) in FAULTS.items():
             sick = copy.deepcopy(model)
             plant(sick)
             found[name] += any(f.code == code for f in ns.examine(sick, held_out[size]).at_least("warning"))
     around = record.circumstances()
-    rows = [("healthy", "", clean), *((name, FAULTS[name][1], number) for name, number in found.items())]
+    looked_closer = [("healthy, depth full", "", closely), ("one layer shifted", "NS401", shares)]
+    rows = [("healthy", "", clean), *looked_closer, *((name, FAULTS[name][1], number) for name, number in found.items())]
     with (Path(__file__).parent / "results" / "known_answers.csv").open("a", newline="") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["date", "commit", "torch", "model", "code", "right", "of"])
         for row in rows:
             writer.writerow([around["date"], around["commit"], around["torch"], *row, MODELS])
-            print(f"{row[0]:16} {row[1]:6} {row[2]} of {MODELS}")
+            print(f"{row[0]:19} {row[1]:6} {row[2]} of {MODELS}")
 
 
 main()
