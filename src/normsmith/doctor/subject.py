@@ -1,6 +1,6 @@
 """`Subject`: what is examined, with all that is needed to run it again on a batch and to say how wrong it is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,9 @@ class Subject:
 
 
 def labels(batch: Any, z: Tensor) -> Tensor | None:
-    """What follows the input in a batch, if it can be the labels of logits (N, K, *positions)."""
-    found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    """What follows the input in a batch, or is called labels in it, if it can be those of logits (N, K, *positions)."""
+    pair = isinstance(batch, tuple | list) and len(batch) > 1
+    found: Any = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if pair else None
     whole = isinstance(found, Tensor) and not found.is_floating_point() and not found.is_complex()
     if not isinstance(found, Tensor) or not whole or found.shape != z.shape[:1] + z.shape[2:]:
         return None
@@ -66,7 +67,7 @@ def labels(batch: Any, z: Tensor) -> Tensor | None:
 
 def cross_entropy(output: Any, batch: Any) -> Tensor:
     """The model's own loss if its output has one, else the cross entropy of logits and the labels of the batch."""
-    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor):
         return own
     z = logits(output, "examine")

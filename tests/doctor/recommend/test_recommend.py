@@ -151,6 +151,26 @@ def test_a_candidate_that_fails_is_a_row():
     assert "failed, TooFewValuesError" in str(found)
 
 
+def test_layers_that_could_not_be_converted_are_said():
+    model = nn.Sequential(nn.Linear(16, 12), nn.BatchNorm1d(12), nn.Unflatten(1, (4, 3)), nn.LayerNorm((4, 3)), nn.Flatten())
+    found = ns.examine(model, [x for x, _ in loader(clusters)]).recommend(candidates=["group"])
+    assert "1 layers could not be converted: 3" in found.rows[0].reason
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    model = trained(clusters).cuda()
+    before = record_of(model)
+    exam = ns.examine(model, loader(clusters), depth="full")
+    assert exam.missing == ()
+    assert exam.recommend({"batch": 4}, candidates=THREE, train_steps=2).rows[0].standing == "ranked"
+    assert all(torch.equal(one, other) for one, other in zip(before, record_of(model), strict=True))
+
+
+def record_of(model):
+    return [torch.cuda.get_rng_state(), *(t.clone() for t in model.state_dict().values())]
+
+
 def test_a_budget_ends_it():
     found = ns.examine(trained(clusters), loader(clusters)).recommend(candidates=THREE, budget=1e-3)
     assert [row.standing for row in found.rows] == ["ranked", "not measured", "not measured"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from normsmith.analysis._likelihood import logits
 from normsmith.analysis._still import holding
 from normsmith.doctor.full.clock import Clock
 from normsmith.doctor.full.closer import Closer
@@ -102,8 +103,9 @@ class _Look:
                 output = still.call(lambda: self.subject.output(model, first), {})
                 self.clock.forward = time.perf_counter() - started
                 loss = self.subject.value(model, output, first)
-            z = tensors(output)
-            self.categorical = self.subject.loss is None and len(z) == 1 and z[0].dim() == 2 and labels(first, z[0]) is not None
+            if self.subject.loss is None:
+                z = logits(output, "examine")
+                self.categorical = z.dim() == 2 and labels(first, z) is not None
         except Exception as error:  # noqa: BLE001  (a loss of anyone's)
             self.seen.missing.append(f"what needs a loss: {type(error).__name__}: {_line(error)}")
             self._try("the strength of gamma decay", lambda: self._decays(with_loss=False))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from normsmith.analysis._photograph import Randomness
@@ -19,6 +20,7 @@ from normsmith.doctor._students import students
 from normsmith.doctor.full.clock import Clock
 from normsmith.doctor.full.modes import by_batch
 from normsmith.doctor.subject import Subject
+from normsmith.surgery._console import follow
 
 FEWEST = 3  # batches, for an interval
 
@@ -82,7 +84,7 @@ def swap(subject: Subject, layers: Sequence[tuple[str, nn.Module]], batches: Seq
     everyone = [module for _, module in layers]
     with holding(subject.model, "examine", evaluating=True) as still, torch.no_grad():
         found = Swaps(_losses(subject, still, used, []), _losses(subject, still, used, everyone))
-        for index, (name, module) in enumerate(layers):
+        for index, (name, module) in enumerate(follow(layers, len(layers), "swapping statistics", Console(stderr=True))):
             if not clock.has(2 * step, f"the loss by swaps of {len(layers) - index} of {len(layers)} layers"):
                 break
             found.alone[name] = _losses(subject, still, used, [module])

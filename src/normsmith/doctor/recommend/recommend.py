@@ -167,6 +167,8 @@ def _row(name: str, m: Measured, base: float | None, score: Score, scores: Mappi
         reasons.append(f"outputs scatter by {m.noise:.2g} deviations with the mates in a batch of {batch}")
     elif m.noise < 1e-6:
         reasons.append("no dependence on the batch")
+    if m.left:
+        reasons.append(f"{len(m.left)} layers could not be converted: {', '.join(m.left)}")
     if abs(evaluation - training) > 0.1 * max(abs(evaluation), abs(training), 1e-12):
         reasons.append(f"{'evaluation' if evaluation > training else 'training'} is worse by {abs(evaluation - training):.2g}")
     if len(scores) > 1 and score.behind > 0:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Measured:
     training: Tensor  # (rounds, batches), in the statistics of training
     noise: float  # by how much an output changes with the mates, in deviations of the outputs over samples
     milliseconds: float  # of a step
+    left: tuple[str, ...] = ()  # layers that could not be converted
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -59,7 +60,8 @@ def copied(model: nn.Module) -> nn.Module:
 def try_out(subject: Subject, candidate: str, plan: Plan) -> Measured:
     """Everything that is measured of a candidate; raises what conversion, training or the model raise."""
     torch.manual_seed(plan.seed)
-    model = convert(copied(subject.model), candidate).model
+    conversion = convert(copied(subject.model), candidate)
+    model = conversion.model
     if any(keeps(m) and not is_frozen(m) for m in model.modules()):
         recalibrate(model, [plan.pool.batch(part) for part in plan.learning], forward=subject.forward)
         if plan.lessons:
@@ -67,7 +69,7 @@ def try_out(subject: Subject, candidate: str, plan: Plan) -> Measured:
             recalibrate(model, [plan.pool.batch(part) for part in plan.learning], forward=subject.forward)
     elif plan.lessons:
         _train(subject, model, plan)
-    return measure(subject, model, plan)
+    return replace(measure(subject, model, plan), left=tuple(row.layer for row in conversion.rows if row.new is None))
 
 
 def _train(subject: Subject, model: nn.Module, plan: Plan) -> None:
