@@ -9,8 +9,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import normsmith as ns
+from normsmith.doctor.checks import loss_share
+from normsmith.doctor.full.closer import Closer
 from normsmith.doctor.full.curvature import _scales
-from normsmith.doctor.full.swaps import difference
+from normsmith.doctor.full.look import Keep
+from normsmith.doctor.full.swaps import Swaps, difference
+from normsmith.doctor.observe import observe
 
 
 def full(model, data, **options):
@@ -56,6 +60,40 @@ def test_losses_with_swapped_statistics():
 def test_a_share_of_no_gap_is_none():
     exam = full(healthy(data=batches()), batches())
     assert row(exam, "norm")["loss share"] is None
+
+
+def test_losses_are_drawn_from_the_same_random_numbers():
+    class Loud(Net):
+        def forward(self, x):
+            z = super().forward(x)
+            return z + 3 * torch.randn_like(z)
+
+    data = batches(1) * 4
+    exam = full(healthy(Loud(), data), data)
+    assert exam.whole["loss by running statistics"] == pytest.approx(exam.whole["loss by batch statistics"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "found"), [([1.0, 3.0, 1.0, 3.0], False), ([2.5, 1.5, 2.6, 1.4], True), ([2.1, 1.1, 2.1, 1.1], False)]
+)
+def test_a_gap_that_may_be_chance_or_is_small_is_no_finding(evaluation, found):
+    seen, batch = observe(healthy(), batches()), torch.tensor([2.0, 1.0, 2.0, 1.0]).double()
+    assert list(loss_share.check(seen)) == []
+    running = torch.tensor(evaluation).double()
+    seen.closer = Closer(swaps=Swaps(running, batch, {"norm": batch, "deep.1": running}, {"norm": running, "deep.1": batch}))
+    findings = list(loss_share.check(seen))
+    assert [finding.layers for finding in findings] == ([("norm",)] if found else [])
+
+
+def test_what_is_kept_of_the_data():
+    kept = Keep()
+    for _ in range(12):
+        kept.add((torch.zeros(4), "name"))
+    assert len(kept.batches) == 8
+    large = Keep()
+    for _ in range(3):
+        large.add(torch.zeros(10 << 20))  # 40 MB
+    assert len(large.batches) == 1
 
 
 def test_layers_that_do_not_normalize_by_the_batch_are_not_swapped():
