@@ -11,4 +11,14 @@ those of several batches, workers or ranks merge into those of all.
     topk.py         TopK: the samples with the largest scores of every channel
     gathering.py    streams of all ranks, in one collective
     _describe.py    the pass over a tensor: the kernel on the CPU, plain torch elsewhere
+
+Of models:
+
+    observe.py      hooks that feed these streams; observation.py: what they saw, layer by layer
+    checks/         a room for each finding
+    full/           the closer look: loss by layer swaps, gradients, curvature, within a budget
+    examine.py      all of it; examination.py: the result
+    recommend/      candidates, measured on copies of the model
+    subject.py      a model with its data and its loss, for what runs it again
+    embedded.py     a net with planted faults; session.py: the command
 """

@@ -46,9 +46,10 @@ def examine(
     `loss(output, batch)`, one number; or that in the output; or the cross entropy with the whole numbers that follow the input of a batch.
     """
     check_budget(depth, budget)
-    subject, kept = Subject(model, loader, batches, forward, loss, optimizer), Keep()
+    kept = Keep()
     keep = kept.add if depth == "full" else None
     seen = observe(model, loader, batches=batches, forward=forward, optimizer=optimizer, keep=keep)
+    subject = Subject(seen.model, loader, batches, forward, loss, optimizer)
     findings = _findings(seen, subject, kept.batches if depth == "full" else None, budget)
     unread = [f"{name or 'the model'}: {reason}" for name, reason in seen.unread.items()]
     unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if layer.moments is None]
