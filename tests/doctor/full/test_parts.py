@@ -120,7 +120,8 @@ def test_the_gradient_ratio_is_that_of_the_jacobian():
     class Beside(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)
+            self.first = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6))
+            self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 4)
 
         def forward(self, x):
             h = self.first(x)
