@@ -190,6 +190,24 @@ def test_smoothness_shift_and_fisher_are_those_of_analysis():
         assert row(exam, name)["fisher condition"] == pytest.approx(blocks[before].condition(1e-6), rel=0.5)  # labels are drawn
 
 
+def test_dropout_is_off():
+    class Dropping(Net):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.drop(super().forward(x))
+
+    model, data = healthy(), batches(2)
+    dropping = Dropping()
+    dropping.load_state_dict(model.state_dict())
+    one, other = full(model.train(), data), full(dropping.train(), data)
+    assert other.whole["smoothness"] == pytest.approx(one.whole["smoothness"], rel=1e-4)
+    assert row(other, "norm")["gradient"] == pytest.approx(row(one, "norm")["gradient"], rel=1e-4)
+    assert row(other, "deep.1")["covariate shift"] == pytest.approx(row(one, "deep.1")["covariate shift"], rel=1e-3)
+
+
 def test_the_condition_of_scales():
     spread = torch.diag(torch.tensor([1.0, 4.0, 100.0])).double()
     assert _scales(spread) == pytest.approx(100, rel=1e-3)
