@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import normsmith as ns
-from normsmith.doctor.checks import loss_share
+from normsmith.doctor.checks import gradient_growth, loss_share
 from normsmith.doctor.full.closer import Closer
 from normsmith.doctor.full.curvature import _scales
 from normsmith.doctor.full.look import Keep
+from normsmith.doctor.full.slopes import Slope
 from normsmith.doctor.full.swaps import Swaps, difference
 from normsmith.doctor.observe import observe
 
@@ -83,6 +84,23 @@ def test_a_gap_that_may_be_chance_or_is_small_is_no_finding(evaluation, found):
     seen.closer = Closer(swaps=Swaps(running, batch, {"norm": batch, "deep.1": running}, {"norm": running, "deep.1": batch}))
     findings = list(loss_share.check(seen))
     assert [finding.layers for finding in findings] == ([("norm",)] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("gradients", "title"),
+    [
+        ([10.0**-i for i in range(8)], "gradients explode"),
+        ([10.0**i for i in range(8)], "gradients vanish"),
+        ([10.0**-i for i in range(7)], None),  # too few to call it a trend
+        ([1.0, 1.0, 1.0, 1.0, 1e-6, 1e-6, 1e-6, 1e-6], None),  # a step
+        ([2.0**-i for i in range(9)], None),
+    ],
+)
+def test_a_trend_of_gradients(gradients, title):
+    seen = observe(healthy(), batches(1))
+    slopes = {str(i): Slope(i, 1.0, 1.0, size**2) for i, size in enumerate(gradients)}
+    seen.closer = Closer(slopes=dict(reversed(slopes.items())))
+    assert [finding.title for finding in gradient_growth.check(seen)] == ([] if title is None else [title])
 
 
 def test_what_is_kept_of_the_data():

@@ -12,9 +12,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import normsmith as ns
+from normsmith.doctor.recommend.constraints import Constraints
 from normsmith.doctor.recommend.pool import Pool
 from normsmith.doctor.recommend.ranking import ranked
+from normsmith.doctor.recommend.recommend import _plan
 from normsmith.doctor.recommend.trial import Measured
+from normsmith.doctor.subject import Subject
 
 
 @pytest.fixture(autouse=True)
@@ -82,25 +85,37 @@ def test_opposite_faults_get_opposite_rankings():
 def test_after_training_it_is_the_loss_in_evaluation_that_counts():
     torch.manual_seed(0)
     exam = ns.examine(trained(clusters, 0), loader(clusters))
-    before = exam.recommend(candidates=["layer"])
+    before = {row.method: row for row in exam.recommend(candidates=["layer", "batch"]).rows}
     after = exam.recommend(candidates=["layer", "batch"], train_steps=30)
     assert after.train_steps == 30
     assert "Adam" in after.optimizer
     rows = {row.method: row for row in after.rows}
-    assert rows["layer"].score < 0.7 * before.rows[0].score
+    for method in ("layer", "batch"):
+        assert rows[method].score < 0.7 * before[method].score
     assert rows["batch"].score == rows["batch"].evaluation
     assert "after 30 steps (Adam, lr 0.001), in evaluation" in str(after)
 
 
 def test_the_same_seed_gives_the_same_numbers():
-    exam = ns.examine(trained(clusters), loader(clusters))
+    exam = ns.examine(nn.Sequential(trained(clusters), nn.Dropout(0.5)), loader(clusters))
 
-    def numbers():
+    def numbers(candidates):
         torch.rand(1)
-        rows = exam.recommend({"batch": 4}, candidates=THREE, train_steps=2, seed=3).rows
+        rows = exam.recommend({"batch": 4}, candidates=candidates, train_steps=2, seed=3).rows
         return [(r.method, r.score, r.low, r.high, r.noise) for r in rows]
 
-    assert numbers() == numbers()
+    assert numbers(THREE) == numbers(THREE[::-1])
+
+
+def test_nothing_is_measured_that_was_learned_from():
+    plan, size = _plan(Subject(trained(clusters, 1), loader(clusters)), Constraints(batch=8), 20, 0)
+    learned = {int(i) for part in (*plan.learning, *plan.lessons) for i in part}
+    for cut in plan.rounds:
+        tested = [int(i) for part in cut for i in part]
+        assert len(set(tested)) == len(tested) == 128
+        assert not learned & set(tested)
+    assert len(plan.lessons) == 20
+    assert {len(part) for part in (*plan.learning, *plan.lessons, *plan.rounds[0])} == {size} == {8}
 
 
 def test_what_is_the_same_is_not_told_apart():

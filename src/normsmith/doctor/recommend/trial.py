@@ -12,7 +12,7 @@ from normsmith.doctor.recommend.pool import Pool
 from normsmith.doctor.subject import Subject
 from normsmith.errors import InputError, ModelError
 from normsmith.surgery._models import tensors
-from normsmith.surgery._statistics import Kept, is_frozen, keeps
+from normsmith.surgery._statistics import is_frozen, keeps
 from normsmith.surgery.convert import convert
 from normsmith.surgery.recalibrate import recalibrate
 
@@ -94,14 +94,12 @@ def measure(subject: Subject, model: nn.Module, plan: Plan) -> Measured:
     model.eval()
     with torch.no_grad():
         evaluation = torch.stack([_quality(subject, model, part, plan)[0] for part in plan.rounds[0]])
-        kept = Kept(model.modules())
         seen, rows = [], []
         with by_batch(m for m in model.modules() if keeps(m)):
             for cut in plan.rounds:
                 values, outputs = zip(*(_quality(subject, model, part, plan) for part in cut), strict=True)
                 rows.append(torch.stack(values))
                 seen.append(torch.cat(outputs)[torch.cat(cut).argsort()])
-        kept.restore()
     every = torch.stack(seen)  # (rounds, samples, features)
     within = every.var(0).mean(0).sum() if len(seen) > 1 else every.new_zeros(())
     across = every.mean(0).var(0, unbiased=False).sum().clamp_min(torch.finfo(torch.float64).tiny)
