@@ -123,9 +123,9 @@ def untracked(model: nn.Module) -> None:
 
 
 def shifted(model: nn.Module) -> None:
-    """The running means of one layer two deviations off, whose share in the loss depth="full" is to find."""
+    """The running means of one layer four deviations off, whose share in the loss depth="full" is to find."""
     chosen = norms(model)[int(torch.randint(len(norms(model)), ()))]
-    chosen.running_mean += 2 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
+    chosen.running_mean += 4 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
 
 
 def share_is_found(sick: nn.Module, healthy: nn.Module, batches: Data) -> bool:
@@ -172,7 +172,7 @@ def main() -> None:
             plant(sick)
             found[name] += any(f.code == code for f in ns.examine(sick, held_out[size]).at_least("warning"))
     around = record.circumstances()
-    looked_closer = [("healthy, depth full", "", closely), ("one layer shifted", "NS401", shares)]
+    looked_closer = [("healthy, depth full", "", closely), ("one layer far off", "NS401", shares)]
     rows = [("healthy", "", clean), *looked_closer, *((name, FAULTS[name][1], number) for name, number in found.items())]
     with (Path(__file__).parent / "results" / "known_answers.csv").open("a", newline="") as file:
         writer = csv.writer(file)
