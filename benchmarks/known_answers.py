@@ -177,9 +177,9 @@ def flipping(model: nn.Module) -> None:
 
 
 def shifted(model: nn.Module) -> None:
-    """The running means of one layer two deviations off, whose share in the loss depth="full" is to find."""
+    """The running means of one layer four deviations off, whose share in the loss depth="full" is to find."""
     chosen = norms(model)[int(torch.randint(len(norms(model)), ()))]
-    chosen.running_mean += 2 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
+    chosen.running_mean += 4 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
 
 
 def share_is_found(sick: nn.Module, healthy: nn.Module, batches: Data) -> bool:
@@ -232,7 +232,7 @@ def main() -> None:
             exam = ns.examine(sick, held_out[size], **(plant(sick) or {}))
             found[name] += any(f.code == code for f in exam.at_least("info" if code in FOR_INFORMATION else "warning"))
     around = record.circumstances()
-    looked_closer = [("healthy, depth full", "", closely), ("one layer shifted", "NS401", shares)]
+    looked_closer = [("healthy, depth full", "", closely), ("one layer far off", "NS401", shares)]
     rows = [("healthy", "", clean), *looked_closer, *((name, FAULTS[name][1], number) for name, number in found.items())]
     for name, code, number in rows:
         print(f"{name:19} {code:6} {number} of {MODELS}")
