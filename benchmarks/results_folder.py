@@ -1,7 +1,7 @@
 """How long a folder of 1,000 trials takes to load and to report, and how much memory: `python benchmarks/results_folder.py`.
 
 The folder is made up in a temporary place: 10 normalizers, 5 batch sizes, 4 data sets, 5 seeds; 20 epochs with 10 records each. What is
-timed is a process of its own, from its start: load, statistics, records of all epochs, the table as text, JSON, Markdown and CSV.
+timed is a process of its own, from its start: load, statistics, records of all epochs, the table as text, JSON, Markdown, CSV and the page.
 """
 
 import argparse
@@ -37,12 +37,14 @@ loaded = time.perf_counter()
 rows = comparison.results.records().height
 read = time.perf_counter()
 text = str(comparison)
-for kind in ("json", "md", "csv"):
+for kind in ("json", "md", "csv", "html"):
     comparison.save(f"{sys.argv[1]}/report.{kind}")
 ended = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 steps = {"import": imported - began, "load and judge": loaded - imported, f"read {rows} records": read - loaded, "write": ended - read}
 print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))
+size = len(open(f"{sys.argv[1]}/report.html").read()) / 1e6
+print(f"page {size:.2f} MB")
 print(f"whole {ended - began:.2f} s, peak memory {peak:.0f} MiB")
 """
 

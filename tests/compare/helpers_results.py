@@ -27,7 +27,7 @@ TRIAL = {
 SPEED = {"batch": 0.010, "group": 0.012}
 
 
-def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None, source="1", **trial):
+def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None, source="1", records=(), **trial):
     """One trial into a folder; its identity."""
     trial = {
         **TRIAL,
@@ -39,7 +39,7 @@ def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None,
     }
     identity = hashlib.sha256(repr((sorted(trial.items()), source)).encode()).hexdigest()[:20]
     speed = SPEED.get(normalizer, 0.011)
-    records = [
+    own = [
         (epoch, epoch * 10, "", name, value)
         for epoch in range(3)
         for name, value in (
@@ -70,7 +70,7 @@ def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None,
     )
     folder = Folder(folder)
     folder.prepare()
-    folder.finish(identity, {**known, **(manifest or {})}, records)
+    folder.finish(identity, {**known, **(manifest or {})}, [*own, *records])
     return identity
 
 

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import polars as pl
 
@@ -18,7 +19,7 @@ from normsmith.compare.labels import label_of
 from normsmith.compare.results import Results, load
 from normsmith.compare.settings import titles
 from normsmith.compare.statistics import Difference, Entry, Statistics, judge, plain
-from normsmith.compare.words import Verdict, summary, verdicts
+from normsmith.compare.words import Verdict, summary, unbroken, verdicts
 from normsmith.errors import OptionError, ResultsError
 
 SCHEMA = 1
@@ -112,15 +113,32 @@ class Comparison:
         known = self.results.manifests.items()
         return [_trial(identity, of) for identity, of in known if bool(of["trial"].get("searching")) == searching]
 
-    def save(self, path: str | Path) -> Path:
-        """Write a report, whole or not at all: `.json` everything, `.md` and `.txt` what is printed, `.csv` the table."""
+    def save(self, path: str | Path, *, links: Mapping[str, str] | None = None) -> Path:
+        """Write a report, whole or not at all: `.html` a page that needs no network, `.json` everything, `.md` and `.txt` what is
+        printed, `.csv` the table.
+
+        A page leads to the others of these that lie beside it under the same name, and to those of `links`, addresses by their text:
+        `{"examination of the best model": "examine-best.html"}`.
+        """
         path = Path(path)
         kinds = {".json": self._json, ".md": self.to_markdown, ".csv": self._csv, ".txt": self.__str__}
-        if path.suffix not in kinds:
-            raise OptionError(f"save expects a path that ends in {', '.join(kinds)}: got {path.name!r}")
-        text = kinds[path.suffix]().rstrip() + "\n"
+        if path.suffix not in (*kinds, ".html"):
+            raise OptionError(f"save expects a path that ends in .html, {', '.join(kinds)}: got {path.name!r}")
+        if links and path.suffix != ".html":
+            raise OptionError(f"save expects links with a path that ends in .html: got {path.name!r}")
+        text = self._html(path, list(kinds), links or {}) if path.suffix == ".html" else kinds[path.suffix]().rstrip() + "\n"
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
         return path
+
+    def _html(self, path: Path, kinds: list[str], links: Mapping[str, str]) -> str:
+        from normsmith.compare.page import page  # noqa: PLC0415  (templates and charts, for who wants a page)
+
+        for address in links.values():
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                raise OptionError(f"save expects links to pages beside the report, such as 'examine.html': got {address!r}")
+        beside = [path.with_suffix(kind).name for kind in kinds if path.with_suffix(kind).exists()]
+        return page(self, links, {name: quote(name) for name in beside}).html()
 
     def _json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
@@ -164,7 +182,8 @@ class Comparison:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    filled = textwrap.fill(unbroken(text), _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\u00a0", " ")
 
 
 def _baseline(wanted: str | None, labels: list[str], recipe: dict[str, Any] | None) -> str:

@@ -50,15 +50,20 @@ class Results:
 
     def records(self, *names: str, layers: bool = False) -> pl.DataFrame:
         """The records of those names of all trials: identity, epoch, step, layer, name, value."""
-        if not self.paths:
-            return pl.DataFrame(schema={"identity": pl.String, **COLUMNS})
-        found = pl.scan_parquet([str(path) for path in self.paths.values()], include_file_paths="identity")
+        found = self.scan()
         if names:
             found = found.filter(pl.col("name").is_in(names))
         if not layers:
             found = found.filter(pl.col("layer") == "")
-        stem = pl.col("identity").str.extract(r"([0-9a-f]+)\.parquet$")
-        return found.with_columns(stem).select("identity", *COLUMNS).collect()
+        return found.select("identity", *COLUMNS).collect()
+
+    def scan(self) -> pl.LazyFrame:
+        """All records, unread yet, with their row: of a trial, rows are in the order in which they were recorded."""
+        if not self.paths:
+            return pl.LazyFrame(schema={"identity": pl.String, "row": pl.UInt32, **COLUMNS})
+        paths = [str(path) for path in self.paths.values()]
+        found = pl.scan_parquet(paths, include_file_paths="identity", row_index_name="row")
+        return found.with_columns(pl.col("identity").str.extract(r"([0-9a-f]+)\.parquet$"))
 
 
 def load(*folders: str | Path, only: Collection[str] | None = None) -> Results:

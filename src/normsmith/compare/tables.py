@@ -13,6 +13,7 @@ from normsmith.compare.words import points
 from normsmith.surgery._console import as_text
 
 _MOST_SEEDS = 6  # that fit in a cell
+COST = ": cost, and beside the baseline"  # after the name of a family
 EXPLANATION = (
     "Accuracy in %: mean ± standard deviation over seeds, the difference to the baseline in points with its 95 % interval, every seed. "
     "* is clear of zero after correction for all differences (Holm); † has seeds missing, ‡ seeds that diverged."
@@ -40,7 +41,11 @@ def accuracies(statistics: Statistics) -> list[Grid]:
 
 def costs(statistics: Statistics) -> list[Grid]:
     """What it took, one for each family."""
-    return _grids(statistics, lambda entry: _cost(entry.cost, len(entry.scores)), ": cost, and beside the baseline")
+
+    def cell(entry: Entry) -> list[str]:
+        return _cost(entry.cost, len(entry.scores), beside=entry.normalizer != statistics.baseline)
+
+    return _grids(statistics, cell, COST)
 
 
 def wins(statistics: Statistics) -> Grid | None:
@@ -106,12 +111,12 @@ def _difference(difference: Difference) -> str:
     return text + (" *" if difference.clear else "")
 
 
-def _cost(cost: Cost, seeds: int) -> list[str]:
+def _cost(cost: Cost, seeds: int, *, beside: bool) -> list[str]:
     lines = []
     if cost.seconds_per_step is not None:
-        lines.append(f"{1000 * cost.seconds_per_step:.3g} ms a step{_times(cost.seconds_ratio)}")
+        lines.append(f"{1000 * cost.seconds_per_step:.3g} ms a step{_times(cost.seconds_ratio if beside else None)}")
     if cost.memory is not None:
-        lines.append(f"{cost.memory / 2**20:.3g} MiB{_times(cost.memory_ratio)}")
+        lines.append(f"{cost.memory / 2**20:.3g} MiB{_times(cost.memory_ratio if beside else None)}")
     if cost.reached is not None:
         when = "" if cost.seconds_to_target is None else f" in {cost.seconds_to_target:.3g} s"
         lines.append(f"target: {cost.reached} of {seeds}{when}")

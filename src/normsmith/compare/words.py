@@ -1,5 +1,6 @@
 """What statistics come to, in sentences: a winner where there is one, and where there is none, what it would take to name one."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from normsmith.compare.small_batch import Fall
 from normsmith.compare.statistics import Difference, Entry, Statistics
 
 _MOST_FALLS = 5
+_MOST_NAMES = 6  # of a list in a sentence
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,12 @@ def _what_it_takes(unclear: Sequence[Difference]) -> list[str]:
         f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} seeds to show"
     )
     if largest.detectable is not None:
-        least = f"{points(largest.detectable, sign=False)} or more" if largest.detectable < 1 else "no size at all"
-        text += f"; the {size} at hand show differences of {least}"
+        least = (
+            f"differences of {points(largest.detectable, sign=False)} or more"
+            if largest.detectable < 1
+            else "none, however large"
+        )
+        text += f"; the {size} at hand show {least}"
     return [f"{text} (with a chance of {100 * POWER:.0f} %)."]
 
 
@@ -169,12 +175,19 @@ def percent(score: float | None) -> str:
     return "" if score is None else f"{100 * score:.1f} %"
 
 
+def unbroken(text: str) -> str:
+    """With numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=%|points\b|seeds?\b)", "\u00a0", text)
+
+
 def points(difference: float, *, unit: bool = True, sign: bool = True) -> str:
     """A difference of accuracies in percentage points."""
     return f"{100 * difference:{'+' if sign else ''}.1f}{' points' if unit else ''}"
 
 
 def listed(names: Iterable[str]) -> str:
-    """One, two and three."""
+    """One, two and three; of many the first few."""
     *most, last = names
+    if len(most) > _MOST_NAMES:
+        most, last = most[:_MOST_NAMES], f"{len(most) + 1 - _MOST_NAMES} more"
     return f"{', '.join(most)} and {last}" if most else last

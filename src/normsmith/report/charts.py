@@ -32,6 +32,7 @@ class Chart:
     title: str = ""
     caption: str = ""
     words: str = ""
+    tall: int = 0  # pixels kept for it before it is drawn; 0 for those of most
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The specification without its data, and all data by name."""

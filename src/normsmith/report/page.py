@@ -10,7 +10,7 @@ from typing import Any
 
 from normsmith.errors import DependencyError, InputError
 from normsmith.report.charts import Chart, Heatmap, Store, vega
-from normsmith.report.pieces import Card, Entry, Section, number, within
+from normsmith.report.pieces import Card, Entry, Key, Section, number, within
 
 _STATIC = resources.files("normsmith.report") / "static"
 
@@ -23,6 +23,7 @@ class Page:
     sections: Sequence[Section]
     subtitle: str = ""
     footer: str = ""
+    key: Key | None = None
 
     def html(self) -> str:
         """The page; it asks nothing of a network."""

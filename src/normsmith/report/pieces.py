@@ -1,6 +1,6 @@
 """What a page is made of: plain records, each drawn by the template of its name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -9,9 +9,18 @@ Level = Literal["", "info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs, parted by empty lines; what stands between backticks is code."""
+    """Paragraphs, parted by empty lines; what stands between backticks is code. `leading`: the first says the most."""
 
     text: str
+    leading: bool = False
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A title within a section or an entry, and what is to be known of all below it."""
+
+    title: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,30 @@ class Table:
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     shown: int = 8
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A cell of a table with several lines, the first in full and the others small; a tone colours the second, which judges."""
+
+    lines: Sequence[str]
+    tone: Literal["", "good", "bad"] = ""
+
+
+@dataclass(frozen=True)
+class Details:
+    """A line that opens, for what few want to see."""
+
+    title: str
+    pieces: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which colour is whose in all charts, always in view. Pushed, a name stands out in every chart that has a parameter `pick`."""
+
+    names: Mapping[str, str]  # to colours
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +153,7 @@ class Entry:
     kind: str = ""
     facts: Sequence[tuple[str, Any]] = ()
     codes: Sequence[str] = ()
+    opened: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +162,7 @@ class Entries:
 
     entries: Sequence[Entry]
     noun: str = "entries"
+    hint: str = "Filter by name, kind or code"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,27 @@
     if (found) location.hash = `#${encodeURIComponent(found.closest(".entry").id)}`;
   }
 
+  const pickable = new Set();
+  let picked = "";
+
+  /** What the key has marked stands out in every chart that knows how. */
+  function pick(name) {
+    picked = name === picked ? "" : name;
+    for (const key of document.querySelectorAll(".key .names")) {
+      key.classList.toggle("picking", picked !== "");
+      for (const button of key.children) button.ariaPressed = String(picked !== "" && button.dataset.name === picked);
+    }
+    for (const view of pickable) view.signal("pick", picked).runAsync();
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".key button");
+    if (button) pick(button.dataset.name);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && picked !== "") pick(picked);
+  });
+
   async function drawChart(place) {
     const [index, tables] = store.charts[Number(place.dataset.chart)];
     const given = store.specs[index], parts = ["facet", "repeat", "concat", "hconcat", "vconcat"];
@@ -67,6 +88,10 @@
     const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, config };
     try {
       const { view } = await vegaEmbed(place, spec, options);
+      if (given.params?.some((param) => param.name === "pick")) {
+        pickable.add(view);
+        if (picked !== "") view.signal("pick", picked).runAsync();
+      }
       view.addEventListener("click", (_, item) => goToEntry(item?.datum?.entry));
       place.dataset.drawn = "yes";
     } catch (error) {

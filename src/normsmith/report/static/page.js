@@ -44,7 +44,7 @@
     let count = 0;
     for (const entry of entries) {
       const text = entry.dataset.words.toLowerCase();
-      entry.hidden = !(wanted.has(entry.dataset.level) && words.every((word) => text.includes(word)));
+      entry.hidden = !((!levels.length || wanted.has(entry.dataset.level)) && words.every((word) => text.includes(word)));
       cells.get(entry.id)?.classList.toggle("off", entry.hidden);
       count += entry.hidden ? 0 : 1;
     }
