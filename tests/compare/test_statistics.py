@@ -196,7 +196,7 @@ def test_only_like_is_compared_with_like(tmp_path):
 
 def test_what_does_not_change_an_accuracy_does_not_separate(tmp_path):
     fill(tmp_path, {"batch": CLOSE["batch"]})
-    training = {"amp": False, "threads": 2, "record": ["moments"], "device": "cpu"}
+    training = {"amp": False, "threads": 2, "record": ["moments"], "device": "cpu", "keep_weights": True}
     fill(tmp_path, {"group": CLOSE["group"]}, training=training)
     assert len(judged(tmp_path).settings) == 1
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import normsmith as ns
-from normsmith.cli import examine
+from normsmith.commands.models import examine
 from normsmith.data._fit import evenly, in_channels, resized
 from normsmith.data.dataset import Split, assemble, statistics
 from normsmith.data.load import cut
@@ -218,9 +218,9 @@ def test_examine_from_the_command_line(tmp_path, capsys):
     ("given", "says"),
     [
         ({"data": "digts"}, "did you mean 'digits'"),
-        ({}, "--loader or --data: got neither"),
+        ({}, "batches are from: got neither"),
         ({"data": "digits", "loader": "x:y"}, "got both"),
-        ({"loader": "x:y", "batch_size": 4}, "with --data alone"),
+        ({"loader": "x:y", "batch_size": 4}, "--root and --batch-size with --data"),
         ({"data": "digits", "batch_size": 0}, "positive integer: got 0"),
     ],
 )

@@ -99,6 +99,16 @@ def test_a_class_that_is_nearly_everything_is_not_specific():
     assert outlying.specificity(profile.moments, labels).one_class == 0
 
 
+def test_half_of_the_samples_are_no_majority():
+    labels = torch.arange(400) % 100
+    x = torch.randn(400, 1, 16).clamp(-3, 3)
+    x[labels == 3, 0, 0] = 15.0  # four samples of a rare class, which is no chance
+    x[[10, 21, 32, 43], 0, 0] = 15.0
+    profile, outlying = looked_at(list(x.split(50)))
+    found = outlying.specificity(profile.moments, labels)
+    assert (found.one_class, found.general) == (0, 1)
+
+
 # --- labels and pictures --------------------------------------------------------------------------------------------------------
 
 

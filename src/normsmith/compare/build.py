@@ -46,9 +46,10 @@ def _of_catalog(name: str, dataset: Dataset, norm: str | None) -> nn.Module:
         name += ",rows=true" if options else ":rows=true"  # an image is read row by row
     elif task != dataset.task:
         raise ModelError(f"{bare} expects data for {task}: got {dataset.name}, which is for {dataset.task}")
-    return models.make(
+    model: nn.Module = models.make(
         name, num_classes=len(dataset.classes), in_channels=dataset.channels, image_size=dataset.size[-1], norm=norm
     )
+    return model
 
 
 def try_on(trial: Trial, dataset: Dataset) -> str:

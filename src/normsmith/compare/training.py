@@ -95,7 +95,9 @@ def train_epoch(
     run.model.train()
     part, clip = trial.statistics_batch, float(trial.option("clip"))
     device = next(run.model.parameters()).device
-    losses, samples, times, norms = torch.zeros((), device=device), 0, [], []
+    losses, samples = torch.zeros((), device=device), 0
+    times: list[float] = []
+    norms: list[Tensor] = []
     for x, y in batches:
         began = time.perf_counter()
         factor = rate_at(trial, run.step, total)

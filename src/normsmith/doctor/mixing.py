@@ -67,7 +67,8 @@ class _Probe:
 
     def __call__(self, batch: Any) -> Seen:
         found: Seen = []
-        with torch.random.fork_rng(), self._watched(found):
+        devices = {t.get_device() for t in self.model.parameters() if t.is_cuda}
+        with torch.random.fork_rng(sorted(devices)), self._watched(found):
             torch.manual_seed(0)
             run_batch(self.model, batch, self.forward)
         return found
