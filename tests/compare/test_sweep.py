@@ -161,5 +161,5 @@ def test_the_commands(tmp_path):
     (tmp_path / "recipe.toml").write_text("normalizers = 3")
     wrong = command("compare", "recipe.toml", folder=tmp_path)
     assert wrong.returncode == 2
-    assert "mistakes" in wrong.stderr
+    assert "1 mistake" in wrong.stderr
     assert json.loads(command("compare", "--schema", folder=tmp_path).stdout)["title"] == "Recipe"
