@@ -79,6 +79,7 @@ def test_the_verdict_comes_first(html, folder):
     text = html.partition("<main")[2].replace("\u00a0", " ").replace("\u2212", "-")
     for sentence in Comparison.load(folder).verdict:
         assert sentence in text
+    assert text.count('class="text leading"') == 1
     assert text.index(Comparison.load(folder).verdict[0]) < text.index("<table")
     assert "Batch 2: no winner" in text
     assert '<span class="line small good">+32.7 (+31.2 to +34.1) *</span>' in text
@@ -164,7 +165,9 @@ def test_the_recipe_and_the_machine(tmp_path):
 
 def test_one_seed_one_batch_size(tmp_path):
     fill(tmp_path, {"batch": [0.9], "group": [0.8]})
-    charts = charts_of(Comparison.load(tmp_path).save(tmp_path / "r.html").read_text())
+    html = Comparison.load(tmp_path).save(tmp_path / "r.html").read_text()
+    assert "which says nothing about the next; run at least 3.</p>" in html
+    charts = charts_of(html)
     assert set(charts) == {
         "Accuracy at batch 32",
         "Beside batch at batch 32",

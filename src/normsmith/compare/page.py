@@ -74,7 +74,9 @@ def _subtitle(comparison: "Comparison") -> str:
 
 
 def _verdict(comparison: "Comparison", found: list[Family], links: Mapping[str, str], beside: Mapping[str, str]) -> list[Any]:
-    pieces: list[Any] = [Text(_typeset("\n\n".join(comparison.verdict)), leading=True)]
+    first, _, rest = comparison.verdict[0].partition(". ")
+    said = [f"{first.removesuffix('.')}.", *([rest] if rest else []), *comparison.verdict[1:]]
+    pieces: list[Any] = [Text(_typeset("\n\n".join(said)), leading=True)]
     if links:
         pieces.append(Links("Pages beside this one", [Link(text, url=address) for text, address in links.items()]))
     if beside:
@@ -104,7 +106,7 @@ def _verdict(comparison: "Comparison", found: list[Family], links: Mapping[str, 
         pieces.append(Table(headings, rows, shown=_ROWS))
     wins = tables.wins(comparison.statistics)
     if wins:
-        pieces.append(Table(wins.headings, [["\n".join(cell) for cell in row] for row in wins.rows], wins.title, shown=_ROWS))
+        pieces.append(Table(wins.headings, [[row[0][0], *map(Lines, row[1:])] for row in wins.rows], wins.title, shown=_ROWS))
     return pieces
 
 

@@ -20,6 +20,7 @@ Trial = Mapping[str, Any]
 def failures(comparison: "Comparison") -> list[Any]:
     """Trials that diverged, and those that crashed, with their tracebacks."""
     known = [of for of in comparison.results.manifests.values() if not of["trial"].get("searching")]
+    known.sort(key=lambda of: (*map(str, _named(of["trial"])), of["trial"]["seed"]))
     diverged = [of for of in known if of["status"] == "diverged"]
     pieces: list[Any] = []
     if diverged:
