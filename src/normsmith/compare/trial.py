@@ -5,7 +5,7 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Word:
 Tell = Callable[[Word], None]
 
 
-def run_trial(trial: Trial, folder: Folder, root: str | Path | None = None, tell: Tell = lambda _: None) -> str:
+def run_trial(
+    trial: Trial, folder: Folder, root: str | Path | None = None, tell: Tell = lambda _: None, log: Sequence[str] = ()
+) -> str:
     """Run it, unless it is done or another process is at it; the status: finished, diverged, crashed or busy.
 
     A trial that diverges or raises is a result too. Killed at any moment it goes on from the end of the last epoch, to the same bits.
@@ -50,7 +52,7 @@ def run_trial(trial: Trial, folder: Folder, root: str | Path | None = None, tell
     try:
         with FileLock(folder.running / f"{identity}.lock", timeout=0):
             known = folder.manifest(identity)
-            status = known["status"] if known else _run(trial, identity, folder, root, tell)
+            status = known["status"] if known else _run(trial, identity, folder, root, tell, log)
     except Timeout:
         return "busy"
     (folder.running / f"{identity}.lock").unlink(missing_ok=True)

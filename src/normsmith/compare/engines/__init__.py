@@ -18,6 +18,7 @@ class Errand:
     folder: Folder
     root: Path | None  # of the data
     tell: Callable[[Word], None]
+    log: tuple[str, ...] = ()  # where to, beside the folder: compare/loggers.py
 
 
 class Engine(Protocol):

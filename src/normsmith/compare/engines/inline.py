@@ -12,5 +12,5 @@ class InlineEngine:
     def run(self, errand: Errand) -> None:
         """Run all trials in order."""
         for trial in errand.trials:
-            while run_trial(trial, errand.folder, errand.root, errand.tell) == "busy":
+            while run_trial(trial, errand.folder, errand.root, errand.tell, errand.log) == "busy":
                 time.sleep(1)
