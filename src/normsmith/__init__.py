@@ -36,6 +36,7 @@ _ELSEWHERE = {
     "Conversion": "normsmith.surgery.conversion",
     "fold": "normsmith.surgery.fold",
     "Fold": "normsmith.surgery.fold",
+    "Comparison": "normsmith.compare.comparison",
     "Examination": "normsmith.doctor.examination",
     "Finding": "normsmith.doctor.finding",
     "examine": "normsmith.doctor.examine",

@@ -3,6 +3,7 @@
 from normsmith import analysis as analysis
 from normsmith import data as data
 from normsmith import models as models
+from normsmith.compare.comparison import Comparison as Comparison
 from normsmith.doctor.examination import Examination as Examination
 from normsmith.doctor.examine import examine as examine
 from normsmith.doctor.finding import Finding as Finding

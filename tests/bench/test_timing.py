@@ -8,8 +8,7 @@ import torch
 import normsmith as ns
 from normsmith.bench import network, record
 from normsmith.bench.subjects import Subject, contestants, parse_shape, subjects
-from normsmith.analysis._memory import peak_bytes
-from normsmith.bench.timing import Times, interleave, interval
+from normsmith.bench.timing import Times, interleave, interval, peak_bytes
 
 ORACLES = Path(__file__).parent.parent / "oracles"
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from normsmith.analysis._memory import peak_bytes
 from normsmith.bench.subjects import MUST_MOVE, Subject, contestants
-from normsmith.bench.timing import interleave
+from normsmith.bench.timing import interleave, peak_bytes
 
 
 @dataclass(frozen=True)

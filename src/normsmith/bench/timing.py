@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 SHORTEST = 5e-3  # seconds a single measurement should last: shorter runs are repeated within it
 
 
@@ -55,3 +57,16 @@ def interval(values: list[float], level: float = 0.95, draws: int = 2000) -> tup
     medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
     cut = int((1 - level) / 2 * draws)
     return medians[cut], medians[-cut - 1]
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that torch's allocator held during the run beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    del result
+    events = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

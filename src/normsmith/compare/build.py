@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normsmith import models
-from normsmith.compare.names import NONE, is_code
+from normsmith.compare.labels import NONE
+from normsmith.compare.names import is_code
 from normsmith.compare.plan import Trial
 from normsmith.data import Dataset
 from normsmith.errors import ModelError, NormsmithError

@@ -2,6 +2,8 @@
 
 DIR/trials/ID.parquet      records: epoch, step, layer, name, value
 DIR/trials/ID.json         manifest: the trial, its status and score, times, the environment; written last
+DIR/recipe.json            the recipe that was last run here
+DIR/weights/ID.pt          the model's state at the end, where the recipe wants it kept
 DIR/running/ID.pt          checkpoint of a trial under way
 DIR/running/ID.lock        held by the process that runs it; let go by the system if that dies
 """
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from normsmith.errors import ResultsError
 
@@ -27,11 +28,11 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.trials, self.running = self.path / "trials", self.path / "running"
+        self.trials, self.running, self.weights = (self.path / part for part in ("trials", "running", "weights"))
 
     def prepare(self) -> None:
         """Make it, or say why not."""
-        for part in (self.trials, self.running):
+        for part in (self.trials, self.running, self.weights):
             _or_say(lambda part=part: part.mkdir(parents=True, exist_ok=True), part)  # type: ignore[misc]
 
     def manifest(self, identity: str) -> dict[str, Any] | None:
@@ -47,12 +48,17 @@ class Folder:
         if manifest.get("schema") != SCHEMA:
             return f"written by another version (schema {manifest.get('schema')!r}, expected {SCHEMA})"
         path = self.trials / f"{manifest.get('identity')}.parquet"
+        records = manifest.get("records")
+        if not isinstance(records, dict):
+            return "does not say what its records are"
         try:
-            size = path.stat().st_size
+            content = path.read_bytes()
         except OSError:
             return f"{path.name} is missing"
-        wanted = manifest["records"]["bytes"]
-        return "" if size == wanted else f"{path.name} has {size} bytes of {wanted}"
+        if len(content) != records.get("bytes"):
+            return f"{path.name} has {len(content)} bytes of {records.get('bytes')}"
+        whole = hashlib.sha256(content).hexdigest() == records.get("sha256")
+        return "" if whole else f"{path.name} is not what was written"
 
     def finish(self, identity: str, manifest: dict[str, Any], records: list[tuple[int, int, str, str, float]]) -> None:
         """Write the results of a trial, records first."""
@@ -66,12 +72,39 @@ class Folder:
         write_whole(self.trials / f"{identity}.json", lambda part: part.write_text(text))
         (self.running / f"{identity}.pt").unlink(missing_ok=True)
 
+    def recipe(self) -> dict[str, Any] | None:
+        """The one that was last run here, None if it cannot be read."""
+        try:
+            found = json.loads((self.path / "recipe.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def save_checkpoint(self, identity: str, state: dict[str, Any]) -> None:
         """Keep the state of a trial under way."""
-        write_whole(self.running / f"{identity}.pt", lambda part: torch.save(state, part))
+        _save(self.running / f"{identity}.pt", state)
+
+    def save_weights(self, identity: str, state: dict[str, Any]) -> None:
+        """Keep the state of a model at the end of its trial."""
+        _save(self.weights / f"{identity}.pt", state)
+
+    def load_weights(self, identity: str) -> dict[str, Any]:
+        """The state of the model of a trial at its end."""
+        import torch  # noqa: PLC0415
+
+        path = self.weights / f"{identity}.pt"
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise ResultsError(
+                f"the weights of a trial are expected in {str(path)!r}: {error.strerror}; say keep_weights = true in [training]"
+            ) from None
+        return state
 
     def checkpoint(self, identity: str) -> dict[str, Any] | None:
         """The state of an interrupted trial; none if there is none, or it cannot be read, which means to start anew."""
+        import torch  # noqa: PLC0415
+
         path = self.running / f"{identity}.pt"
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -80,6 +113,12 @@ class Folder:
         except Exception:  # noqa: BLE001  (a file cut short fails in many ways)
             return None
         return state if isinstance(state, dict) else None
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    import torch  # noqa: PLC0415  (who only reads results needs none)
+
+    write_whole(path, lambda part: torch.save(state, part))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

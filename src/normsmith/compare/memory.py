@@ -1,30 +1,32 @@
-"""What a step of training takes beside the model, its optimizer and the batch."""
+"""What a forward keeps for its backward."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normsmith.analysis._memory import peak_bytes
 
-
-def step_memory(model: nn.Module, x: Tensor, y: Tensor, loss_of: Callable[[Any, Tensor], Tensor]) -> int:
-    """In bytes: activations and gradients of a forward and a backward of one part of a batch, on a copy of the model."""
+def kept_for_backward(model: nn.Module, x: Tensor) -> int:
+    """Bytes of all tensors saved in a forward in training, each memory once, without the parameters; on a copy of the model."""
     twin = copy.deepcopy(model).train()
+    own = {p.untyped_storage().data_ptr() for p in twin.parameters()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
     random = torch.get_rng_state()
-
-    def step() -> None:
-        loss_of(twin(x), y).backward()  # type: ignore[no-untyped-call]
-
     try:
-        if x.device.type == "cpu":
-            return peak_bytes(step)
-        with torch.cuda.device(x.device):
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-            return torch.cuda.max_memory_allocated() - before
+        with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+            output: Any = twin(x)
     finally:
         torch.set_rng_state(random)
+    del output  # it held what was found, so that no address was taken twice
+    return sum(size for place, size in found.items() if place not in own)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

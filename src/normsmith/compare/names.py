@@ -2,20 +2,11 @@
 
 from typing import Any
 
+from normsmith.compare.labels import NONE
 from normsmith.data.load import check_name
 from normsmith.errors import NormsmithError
 from normsmith.methods.catalog import parse, written
 from normsmith.models.catalog import find
-
-NONE = "none"  # no normalizer at all
-
-
-def label_of(normalizer: str | dict[str, str | None]) -> str:
-    """How a normalizer is called in results."""
-    if isinstance(normalizer, str):
-        return normalizer
-    return ", ".join(f"{part}={method or 'as it is'}" for part, method in normalizer.items())
-
 
 def is_code(model: str) -> bool:
     """Whether a model is named by a factory of the user's, not by the catalog."""

@@ -19,10 +19,10 @@ def observed(model: nn.Module, wanted: Collection[str], batches: Iterable[tuple[
         ratios: Any = getattr(layer, "ratios", None)
         if "ratios" in wanted and ratios is not None:
             for statistic, shares in ratios().items():
-                yield from ((name, f"{statistic} share of {part}", float(share)) for part, share in shares.items())
+                yield from ((name, f"{statistic} share of {part}", share) for part, share in shares.items())
         chain: Any = getattr(layer, "filter", None)
         if "gains" in wanted and chain is not None:
-            yield name, "gain", float(chain.gain)
+            yield name, "gain", float(chain.gain.detach())
     if "moments" in wanted:
         yield from _moments(model, layers, batches)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import normsmith
-from normsmith.compare.names import is_code, label_of
+from normsmith.compare.labels import label_of
+from normsmith.compare.names import is_code
 from normsmith.compare.recipe import Optimizer, Recipe
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from normsmith.compare._mistakes import explain
-from normsmith.compare.names import checked_dataset, checked_model, checked_normalizer, label_of
+from normsmith.compare.labels import label_of
+from normsmith.compare.names import checked_dataset, checked_model, checked_normalizer
 from normsmith.errors import InputError, OptionError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -63,6 +64,8 @@ class Training(_Part):
     """Share of the training set that a search of learning rates is judged on."""
     record: list[Literal["ratios", "gains", "moments"]] = []
     """Per layer at the end of every epoch: shares of a switchable norm, gains of a Kalman chain, moments of what normalizers read."""
+    keep_weights: bool = False
+    """Keep the weights at the end, as weights/ID.pt: `load_trained` gives the model."""
     threads: Positive = 1
     """Of one trial; sums round differently with another number, so it belongs to the identity of a trial."""
     device: str = "auto"

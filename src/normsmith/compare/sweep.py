@@ -29,7 +29,7 @@ class Listener:
 
 
 def sweep(recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, listener: Listener) -> list[Trial]:
-    """Run what is not done yet; the trials of the recipe, those of a search left out."""
+    """Run what is not done yet; all trials of the recipe, those of a search included."""
     folder.prepare()
     first = plan(recipe, device_of(recipe))
     refuse_impossible([t for t in first if folder.manifest(t.identity) is None], root, listener.checking)
@@ -38,7 +38,7 @@ def sweep(recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, lis
     second = after_search(recipe, searched)
     if second:
         _run(second, folder, engine, root, listener)
-    return [trial for trial in (*first, *second) if not trial.searching]
+    return [*first, *second]
 
 
 def _run(trials: Sequence[Trial], folder: Folder, engine: Engine, root: Path | None, listener: Listener) -> None:

@@ -17,7 +17,7 @@ from normsmith import data
 from normsmith.compare.average import Average
 from normsmith.compare.build import build, task_of
 from normsmith.compare.files import Folder
-from normsmith.compare.memory import step_memory
+from normsmith.compare.memory import kept_for_backward
 from normsmith.compare.observed import observed
 from normsmith.compare.plan import Trial, source_version
 from normsmith.compare.training import Run, evaluate, make_optimizer, train_epoch
@@ -158,6 +158,10 @@ class Training:
                 break
             if self.run.step < self.total:
                 folder.save_checkpoint(self.identity, self.run.state())
+        if self.trial.option("keep_weights"):
+            average = self.run.average
+            model = self.run.model if average is None else average.applied(self.run.model)
+            folder.save_weights(self.identity, model.state_dict())
         last = {name: value for epoch, _, _, name, value in self.run.records if epoch == self.run.epoch - 1}
         return {
             "status": status,
@@ -169,14 +173,13 @@ class Training:
                 "seconds per step": last.get("seconds per step"),
                 "seconds to target": self._to_target(),
             },
-            "peak memory": self._memory(),
+            "memory": self._memory(),
             "notes": list(self.dataset.notes),
         }
 
     def _memory(self) -> int:
-        x, y = next(iter(self.batches))
-        part = self.trial.statistics_batch
-        return step_memory(self.run.model, x[:part], y[:part], self.task.loss)
+        x, _ = next(iter(self.batches))
+        return kept_for_backward(self.run.model, x[: self.trial.statistics_batch])
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""

@@ -6,7 +6,7 @@ Names are looked up on first use, so that a recipe can be checked against the ca
 import importlib
 from typing import Any
 
-from normsmith.models.catalog import CATALOG, Entry, catalog
+from normsmith.models.catalog import CATALOG, Entry, catalog, check_name
 
 _ELSEWHERE = {
     "Located": "normsmith.models.tasks",
@@ -16,7 +16,7 @@ _ELSEWHERE = {
     **{entry.class_name: f"normsmith.models.{entry.room}" for entry in CATALOG.values()},
 }
 
-__all__ = ["CATALOG", "Entry", "catalog", *sorted(_ELSEWHERE)]  # noqa: PLE0604  (the networks come from the catalog)
+__all__ = ["CATALOG", "Entry", "catalog", "check_name", *sorted(_ELSEWHERE)]  # noqa: PLE0604  (the networks come from the catalog)
 
 
 def __getattr__(name: str) -> Any:

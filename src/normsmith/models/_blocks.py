@@ -13,6 +13,7 @@ from normsmith.methods.catalog import make
 from normsmith.surgery.adapted import Adapted
 
 Norm = str | type[Any] | Callable[..., Any] | None
+LARGE = 128  # from this image size on, networks take the form they have for ImageNet
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -53,10 +54,19 @@ def lacks_bias(norm: nn.Module) -> bool:
 
 
 def convolution(
-    before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True, dims: int = 2
+    before: int,
+    after: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = True,
+    dims: int = 2,
 ) -> nn.Module:
-    """A convolution that keeps the size of its input, or divides it by its stride."""
-    return _CONVOLUTIONS[dims](before, after, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    """A convolution; without `padding` it keeps the size of its input, or divides it by its stride."""
+    padding = kernel // 2 if padding is None else padding
+    return _CONVOLUTIONS[dims](before, after, kernel, stride, padding, groups=groups, bias=bias)
 
 
 def unit(
@@ -66,17 +76,25 @@ def unit(
     *,
     norm: Norm,
     stride: int = 1,
+    padding: int | None = None,
     groups: int = 1,
     activation: Callable[[], nn.Module] | None = nn.ReLU,
     dims: int = 2,
 ) -> nn.Sequential:
     """Convolution, norm and activation; the convolution has a bias where the norm has none."""
     layer = normalizer(norm, after)
-    conv = convolution(before, after, kernel, stride=stride, groups=groups, bias=lacks_bias(layer), dims=dims)
+    bias = lacks_bias(layer)
+    conv = convolution(before, after, kernel, stride=stride, padding=padding, groups=groups, bias=bias, dims=dims)
     parts = OrderedDict([("conv", conv), ("norm", layer)])
     if activation is not None:
         parts["act"] = activation_after(layer, activation)
     return nn.Sequential(parts)
+
+
+def norm_act(channels: int, norm: Norm) -> nn.Sequential:
+    """Norm and ReLU, to stand before a convolution."""
+    layer = normalizer(norm, channels)
+    return nn.Sequential(OrderedDict([("norm", layer), ("act", activation_after(layer))]))
 
 
 class GlobalPool(nn.Module):
@@ -106,3 +124,10 @@ def expect_sizes(name: str, **sizes: int) -> None:
     for key, value in sizes.items():
         if type(value) is not int or value < 1:
             raise OptionError(f"{name} expects {key} as a positive integer: got {value!r}")
+
+
+def expect_depths(name: str, depths: object) -> None:
+    """Raise unless it is a sequence of numbers of blocks."""
+    if not isinstance(depths, tuple | list) or not depths:
+        raise OptionError(f"{name} expects depths, one number for each stage, as a tuple: got {depths!r}; try (2, 2, 2)")
+    expect_sizes(name, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})

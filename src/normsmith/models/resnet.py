@@ -8,24 +8,24 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
 from normsmith.methods.batch import BatchNorm
 from normsmith.models._blocks import (
+    LARGE,
     GlobalPool,
     Norm,
-    activation_after,
     convolution,
+    expect_depths,
     expect_sizes,
     initialise,
     lacks_bias,
+    norm_act,
     normalizer,
     unit,
 )
 from normsmith.surgery.place_ibn import place_ibn
 
 EXPANSION = 4  # of a bottleneck
-LARGE = 128  # from this image size on, the stem is that for ImageNet
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Residual(nn.Module):
         self.projects = changes and kind.shortcut == "project"
         self.enter, self.branch, self.leave = nn.Sequential(), nn.Sequential(), nn.Sequential()
         if kind.norm_first:
-            self.enter = _norm_act(before, kind.norm)
+            self.enter = norm_act(before, kind.norm)
         else:
             self.leave.append(nn.ReLU())
         for i, (channels, kernel, step, groups) in enumerate(sizes):
@@ -77,7 +77,7 @@ class Residual(nn.Module):
             return unit(
                 before, after, kernel, norm=kind.norm, stride=stride, groups=groups, activation=None if last else nn.ReLU
             )
-        first = self.enter if i == 0 else _norm_act(before, kind.norm)
+        first = self.enter if i == 0 else norm_act(before, kind.norm)
         conv = convolution(before, after, kernel, stride=stride, groups=groups, bias=lacks_bias(first[0]))
         return conv if i == 0 else nn.Sequential(OrderedDict([*first.named_children(), ("conv", conv)]))
 
@@ -86,11 +86,6 @@ class Residual(nn.Module):
         added = self.branch(entered) + self.shortcut(entered if self.projects else x)
         left: Tensor = self.leave(added)
         return left
-
-
-def _norm_act(channels: int, norm: Norm) -> nn.Sequential:
-    layer = normalizer(norm, channels)
-    return nn.Sequential(OrderedDict([("norm", layer), ("act", activation_after(layer))]))
 
 
 def _projection(before: int, after: int, stride: int, kind: Kind) -> nn.Module:
@@ -159,7 +154,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         expect_sizes("ResNet", num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width)
-        expect_sizes("ResNet", widen=widen, groups=groups, group_width=group_width, **_numbered(depths))
+        expect_sizes("ResNet", widen=widen, groups=groups, group_width=group_width)
+        expect_depths("ResNet", depths)
         one_of("ResNet", "shortcut", shortcut, ("project", "pad"))
         one_of("ResNet", "stem", stem, ("auto", "cifar", "imagenet"))
         kind = Kind("batch" if ibn else norm, bottleneck, norm_first, groups, group_width, squeeze, shortcut)
@@ -173,7 +169,7 @@ class ResNet(nn.Module):
                 stage.append(Residual(before, width * widen * 2**i, 2 if i > 0 and j == 0 else 1, kind))
                 before = kind.sizes(width * widen * 2**i, 1)[-1][0]
             self.stages.append(stage)
-        self.last = _norm_act(before, kind.norm) if norm_first else nn.Sequential()
+        self.last = norm_act(before, kind.norm) if norm_first else nn.Sequential()
         self.pool = GlobalPool()
         self.head = nn.Linear(before, num_classes)
         initialise(self)
@@ -186,12 +182,6 @@ class ResNet(nn.Module):
         features: Tensor = self.pool(self.last(self.stages(self.stem(x))))
         logits: Tensor = self.head(features)
         return logits
-
-
-def _numbered(depths: object) -> dict[str, int]:
-    if not isinstance(depths, tuple | list) or not depths:
-        raise OptionError(f"ResNet expects depths, the blocks of each stage, as a tuple: got {depths!r}; try (3, 3, 3)")
-    return {f"depths[{i}]": depth for i, depth in enumerate(depths)}
 
 
 def _stem(in_channels: int, width: int, kind: Kind, large: bool) -> nn.Sequential:

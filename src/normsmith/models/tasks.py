@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RIGHT = 0.5  # the intersection over union from above which a box counts as found
-_OF_CORNERS, _OF_OVERLAP = 5.0, 2.0  # parts of the loss of a box, as in Carion et al., "End-to-End Object Detection", ECCV 2020
+_OF_SIDES, _OF_OVERLAP = 5.0, 2.0  # parts of the loss of a box, as in Carion et al., "End-to-End Object Detection", ECCV 2020
 
 Score = Callable[[Any, Any], tuple[Tensor, int]]
 
 
 class Located(NamedTuple):
-    """What a localisation gives and what it is compared with: of one object per image its class and its box.
+    """What a network says of the one object in each image: logits of its class (N, classes), and its box (N, 4).
 
-    As output: logits (N, classes). As target: indices (N,). Boxes are (N, 4): left, top, right, bottom, in parts of the image.
+    A box is left, top, right, bottom, in shares of the width and height of the image. A target is the class and the box, (N, 5).
     """
 
-    classes: Tensor
+    logits: Tensor
     boxes: Tensor
 
 
@@ -36,8 +36,8 @@ class Task:
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Of logits (N, classes, ...) for indices (N, ...), in at least float32."""
-    return F.cross_entropy(output if output.dtype == torch.float64 else output.float(), target)
+    """Of logits (N, classes, ...) for indices (N, ...), in float32 also under autocast."""
+    return F.cross_entropy(output.float(), target)
 
 
 def accuracy(output: Tensor, target: Tensor) -> tuple[Tensor, int]:
@@ -72,27 +72,36 @@ def overlap(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return found, found - (hull - either) / hull.clamp_min(tiny)
 
 
-def localisation_loss(output: Located, target: Located) -> Tensor:
-    """Cross entropy of the class, and of the box the distance of its corners and its generalised overlap (Rezatofighi et al., 2019)."""
-    logits, boxes = output
-    labels, corners = target
-    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
-    corners = corners.to(boxes.dtype)
-    box = _OF_CORNERS * F.l1_loss(boxes, corners) + _OF_OVERLAP * (1 - overlap(boxes, corners)[1]).mean()
-    return cross_entropy(logits, labels) + box
+def localisation_loss(output: Located, target: Tensor) -> Tensor:
+    """Cross entropy of the class, and of the box the distance of its sides and its generalised overlap (Rezatofighi et al., 2019)."""
+    boxes = output.boxes.float()
+    corners = target[:, 1:].to(boxes)
+    box = _OF_SIDES * F.l1_loss(boxes, corners) + _OF_OVERLAP * (1 - overlap(boxes, corners)[1]).mean()
+    return cross_entropy(output.logits, target[:, 0].long()) + box
 
 
-def found(output: Located, target: Located) -> tuple[Tensor, int]:
+def found(output: Located, target: Tensor) -> tuple[Tensor, int]:
     """How many objects have the right class and a box that overlaps with theirs by more than a half."""
-    return (_right_class(output, target) & _right_box(output, target)).sum(), len(target[0])
+    return (_right_class(output, target) & _right_box(output, target)).sum(), len(target)
 
 
-def _right_class(output: Located, target: Located) -> Tensor:
-    return output[0].argmax(1) == target[0]
+def right_class(output: Located, target: Tensor) -> tuple[Tensor, int]:
+    """How many objects have the right class."""
+    return _right_class(output, target).sum(), len(target)
 
 
-def _right_box(output: Located, target: Located) -> Tensor:
-    return overlap(output[1].float(), target[1].float())[0] > RIGHT
+def right_box(output: Located, target: Tensor) -> tuple[Tensor, int]:
+    """How many objects have a box that overlaps with theirs by more than a half."""
+    return _right_box(output, target).sum(), len(target)
+
+
+def _right_class(output: Located, target: Tensor) -> Tensor:
+    return output.logits.argmax(1) == target[:, 0].long()
+
+
+def _right_box(output: Located, target: Tensor) -> Tensor:
+    boxes = output.boxes.float()
+    return overlap(boxes, target[:, 1:].to(boxes))[0] > RIGHT
 
 
 TASKS = {
@@ -105,10 +114,7 @@ TASKS = {
             localisation_loss,
             found,
             "class right and IoU > 0.5",
-            {
-                "accuracy": lambda output, target: accuracy(output[0], target[0]),
-                "IoU > 0.5": lambda output, target: (_right_box(output, target).sum(), len(target[0])),
-            },
+            {"accuracy": right_class, "IoU > 0.5": right_box},
         ),
         Task("clips", cross_entropy, accuracy, "accuracy"),
         Task("sequence", cross_entropy, accuracy, "accuracy"),
