@@ -65,17 +65,12 @@ class Live(Listener):
             if bar is not None:
                 self.progress.remove_task(bar)
             if not self.console.is_terminal:
-                self.console.print(f"{self._counted()}  {_named(trial)}  {word.status}  {score}", soft_wrap=True)
+                self.console.print(f"{self._counted()}  {trial.title}  {word.status}  {score}", soft_wrap=True)
         else:
             if word.identity not in self._bars:
-                self._bars[word.identity] = self.progress.add_task(_named(trial), total=word.total, note="")
+                self._bars[word.identity] = self.progress.add_task(trial.title, total=word.total, note="")
             self.progress.update(self._bars[word.identity], completed=word.step, note=score)
         self.progress.update(self._whole, completed=sum(self._shares.values()), note=self._counted())
 
     def _counted(self) -> str:
         return f"{sum(share == 1.0 for share in self._shares.values())} of {len(self._trials)}"
-
-
-def _named(trial: Trial) -> str:
-    rate = f" rate {trial.learning_rate:g}" if trial.searching else ""
-    return f"{trial.dataset} {trial.model} {trial.label} batch {trial.batch} seed {trial.seed}{rate}"

@@ -43,6 +43,12 @@ class Trial:
         return label_of(self.normalizer if isinstance(self.normalizer, str) else dict(self.normalizer))
 
     @property
+    def title(self) -> str:
+        """What people call it."""
+        rate = f" rate {self.learning_rate:g}" if self.searching else ""
+        return f"{self.dataset} {self.model} {self.label} batch {self.batch} seed {self.seed}{rate}"
+
+    @property
     def step_size(self) -> float:
         """The learning rate at this batch size."""
         return self.learning_rate * (self.batch / self.reference_batch if self.reference_batch else 1.0)
