@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 import normsmith
-from normsmith.errors import NormsmithError
+from normsmith.errors import NormsmithError, OptionError
 
 app = App(name="normsmith", help=(normsmith.__doc__ or "").partition("\n")[0], version=normsmith.__version__)
 
@@ -102,7 +103,10 @@ def convert(
 def examine(
     model: str,
     *,
-    loader: str,
+    loader: str | None = None,
+    data: str | None = None,
+    root: Path | None = None,
+    batch_size: int | None = None,
     batches: int | None = None,
     save: Path | None = None,
     fail_on: Literal["warning", "error"] | None = None,
@@ -116,6 +120,12 @@ def examine(
         package.module:factory, path/to/file.py:factory, hf:ID, timm:NAME or torchvision:NAME.
     loader
         package.module:factory or path/to/file.py:factory of batches: tensors, mappings, or sequences with the input first.
+    data
+        Instead of a loader: a data set such as digits, cifar10:test=500, or a folder of images; what it has to test with is looked at.
+    root
+        The folder of the data (default: the environment variable NORMSMITH_DATA).
+    batch_size
+        Samples in a batch of the data (default: 32): as many as in training.
     batches
         How many to look at (default: all).
     save
@@ -125,9 +135,18 @@ def examine(
     as_json
         Print the report as JSON.
     """
+    from normsmith.data.load import held_out
     from normsmith.locate import load_loader, load_model
 
-    exam = normsmith.examine(load_model(model), load_loader(loader), batches=batches)
+    if data is not None and loader is None:
+        given: Iterable[object] = held_out(data, root, 32 if batch_size is None else batch_size)
+    elif loader is None or data is not None:
+        raise OptionError(f"examine expects --loader or --data: got {'neither' if data is None else 'both'}; give one of them")
+    elif root is not None or batch_size is not None:
+        raise OptionError("examine expects --root and --batch-size with --data alone: got them with --loader; leave them out")
+    else:
+        given = load_loader(loader)
+    exam = normsmith.examine(load_model(model), given, batches=batches)
     print(json.dumps(exam.to_dict(), indent=2) if as_json else exam)
     if save is not None:
         exam.save(save)

@@ -29,7 +29,14 @@ SPEED = {"batch": 0.010, "group": 0.012}
 
 def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None, source="1", **trial):
     """One trial into a folder; its identity."""
-    trial = {**TRIAL, "normalizer": normalizer, "label": normalizer, "seed": seed, "statistics_batch": trial.get("batch", 32), **trial}
+    trial = {
+        **TRIAL,
+        "normalizer": normalizer,
+        "label": normalizer,
+        "seed": seed,
+        "statistics_batch": trial.get("batch", 32),
+        **trial,
+    }
     identity = hashlib.sha256(repr((sorted(trial.items()), source)).encode()).hexdigest()[:20]
     speed = SPEED.get(normalizer, 0.011)
     records = [

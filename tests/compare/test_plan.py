@@ -14,7 +14,9 @@ MAPPING = {"backbone": "frozen", "head": None}
 def test_the_grid():
     found = trials(batch_sizes=[10, 20], seeds=2, normalizers=["batch", "layer", "none"], models=["mlp", "mlp_relu"])
     assert len(found) == len({t.identity for t in found}) == 2 * 2 * 3 * 2
-    assert [t.seed for t in found] == sorted(t.seed for t in found), "all of a seed before the next: early results cover the grid"
+    assert [t.seed for t in found] == sorted(t.seed for t in found), (
+        "all of a seed before the next: early results cover the grid"
+    )
 
 
 def test_statistics_of_parts_are_never_larger_than_a_batch():
@@ -23,7 +25,15 @@ def test_statistics_of_parts_are_never_larger_than_a_batch():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"seed": 9}, {"normalizer": "layer"}, {"batch": 3}, {"learning_rate": 1.0}, {"searching": True}, {"training": ()}, {"steps": 1}],
+    [
+        {"seed": 9},
+        {"normalizer": "layer"},
+        {"batch": 3},
+        {"learning_rate": 1.0},
+        {"searching": True},
+        {"training": ()},
+        {"steps": 1},
+    ],
 )
 def test_whatever_changes_the_result_changes_the_identity(changed):
     trial = trials()[0]
@@ -65,5 +75,7 @@ def test_a_search_is_once_for_all_seeds_and_the_best_rate_is_taken():
     scores[next(t for t in found if t.label == "batch" and t.learning_rate == 0.01)] = 0.9
     chosen = after_search(rates, scores)
     assert len(chosen) == 2 * 2
-    assert {(t.label, t.learning_rate) for t in chosen} == {("batch", 0.01), ("group:num_groups=4", 0.1)}, "the smaller on a tie"
+    assert {(t.label, t.learning_rate) for t in chosen} == {("batch", 0.01), ("group:num_groups=4", 0.1)}, (
+        "the smaller on a tie"
+    )
     assert not any(t.searching for t in chosen)

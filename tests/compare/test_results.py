@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from compare.helpers_results import fill, put
+
 from normsmith.compare.comparison import Comparison
 from normsmith.compare.files import Folder
 from normsmith.compare.results import load

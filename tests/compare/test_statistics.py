@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from compare.helpers_results import SPEED, fill, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare.helpers_results import SPEED, fill, put
 from normsmith.compare.results import load
 from normsmith.compare.statistics import judge
 
@@ -62,7 +62,10 @@ def test_clear_differences_and_ranks(tmp_path):
 
 
 scores = st.fixed_dictionaries(
-    {name: st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=2, max_size=4) for name in ("batch", "group", "layer")}
+    {
+        name: st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=2, max_size=4)
+        for name in ("batch", "group", "layer")
+    }
 )
 
 
@@ -77,7 +80,9 @@ def test_the_baseline_swapped(tmp_path_factory, given_scores):
     assert other.p == pytest.approx(one.p)
     for ours, theirs in ((one.interval, other.interval), (one.bootstrap, other.bootstrap)):
         assert ours is None or theirs == pytest.approx((-ours[1], -ours[0]))
-    assert [(e.normalizer, e.ranks) for e in judged(path).entries] == [(e.normalizer, e.ranks) for e in judged(path, "group").entries]
+    assert [(e.normalizer, e.ranks) for e in judged(path).entries] == [
+        (e.normalizer, e.ranks) for e in judged(path, "group").entries
+    ]
 
 
 @given(scores, st.integers(-500, 500))

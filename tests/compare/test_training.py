@@ -118,7 +118,12 @@ def test_everything_that_can_be_turned_on_runs_and_resumes(tmp_path):
     record = ["ratios", "gains", "moments"]
     training = {"amp": True, "channels_last": True, "ema": 0.5, "clip": 1.0, "augment": "crop:padding=1", "record": record}
     one, two = Folder(tmp_path / "one"), Folder(tmp_path / "two")
-    change = {"models": ["resnet20:width=4,depths=(1,1,1)"], "normalizers": ["switchable", "kalman"], "training": training, "epochs": 2}
+    change = {
+        "models": ["resnet20:width=4,depths=(1,1,1)"],
+        "normalizers": ["switchable", "kalman"],
+        "training": training,
+        "epochs": 2,
+    }
     for trial in trials(**change):
         assert run_trial(trial, one) == "finished", one.manifest(trial.identity)["traceback"]
         names = {row[3] for row in records(one, trial) if row[2]}
@@ -151,7 +156,9 @@ def stop_after_an_epoch(trial: Trial, folder: Folder) -> None:
 
 
 def test_early_stop(tmp_path):
-    flat = trials(epochs=9, optimizers=[{"learning_rate": 1e-12, "weight_decay": 0.0}], training={"patience": 2}, models=["deep_linear"])
+    flat = trials(
+        epochs=9, optimizers=[{"learning_rate": 1e-12, "weight_decay": 0.0}], training={"patience": 2}, models=["deep_linear"]
+    )
     folder = Folder(tmp_path)
     run_trial(flat[0], folder)
     assert folder.manifest(flat[0].identity)["steps"] < 9 * 6

@@ -5,8 +5,9 @@ from typing import Any
 from normsmith.compare.labels import NONE
 from normsmith.data.load import check_name
 from normsmith.errors import NormsmithError
-from normsmith.methods.catalog import parse, written
-from normsmith.models.catalog import find
+from normsmith.methods.catalog import parse
+from normsmith.models.catalog import check_name as check_model
+
 
 def is_code(model: str) -> bool:
     """Whether a model is named by a factory of the user's, not by the catalog."""
@@ -38,7 +39,7 @@ def checked_model(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError(f"expects the name of a model or package.module:factory: got {value!r}")
     if not is_code(value):
-        _told(lambda name: find(written(name)[0]), value)
+        _told(check_model, value)
     return value
 
 

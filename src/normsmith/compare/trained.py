@@ -19,7 +19,9 @@ def load_trained(folder: str | Path, identity: str, *, root: str | Path | None =
     results = Folder(folder)
     manifest = results.manifest(identity)
     if manifest is None:
-        raise ResultsError(f"load_trained expects a trial of {str(folder)!r}: got {identity!r}, which is not there or not whole")
+        raise ResultsError(
+            f"load_trained expects a trial of {str(folder)!r}: got {identity!r}, which is not there or not whole"
+        )
     trial = Trial.from_dict(manifest["trial"])
     dataset = data.load(trial.dataset, root)
     model = build(trial, dataset)

@@ -52,7 +52,9 @@ def _who_wins(ranked: list[Entry], winner: str | None) -> str:
     if max(len(e.scores) for e in ranked) < 2:
         return f"No winner: {spoken(best.normalizer)} has the highest score, of one seed, which says nothing about the next; run at least 3."
     if not rivals:
-        return f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and is not clear of all others."
+        return (
+            f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and is not clear of all others."
+        )
     return f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and cannot be told from {listed(rivals)}."
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normsmith.data._files import Files, check_sum, files_of
-from normsmith.data._source import Found, Source
+from normsmith.data._source import Found, Source, without
 from normsmith.data._unpickle import loads
 from normsmith.data.dataset import Split
 from normsmith.errors import InputError
@@ -62,23 +62,16 @@ def read(source: Source) -> Found:
     end = ".bin" if binary else ""
     present = {name: found[0] for name in (*form.train, form.test) if (found := files.ending(name + end))}
     train = [name for name in form.train if name in present]
-    if not train or form.test not in present:
-        expected = " and ".join(
-            ([] if train else [f"{form.train[0]}{end}"]) + ([] if form.test in present else [form.test + end])
-        )
-        raise InputError(f"{source.name} expects {expected} in {files.where}: got no such file; fetch it")
-    if source.checked and not files.is_tar:
-        for name in present.values():
-            check_sum(files.where / name, _SUMS)
+    for name in (*([] if train else form.train[:1]), form.test):
+        if name not in present:
+            raise InputError(f"{source.name} expects {name}{end} in {files.where}: got no such file; fetch it")
     decode: Callable[[bytes, str, _Form], Split] = _from_binary if binary else _from_pickle
-    read_back = {name: decode(data, files.path(name), form) for name, data in files.read(present.values())}
-    splits = {name: read_back[place] for name, place in present.items()}
-    missing = [name + end for name in form.train if name not in present]
-    notes = (
-        (f"{source.name} without {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there",)
-        if missing
-        else ()
-    )
+    splits = {}
+    for place, data in files.read(present.values()):
+        name = place.rpartition("/")[2]
+        check_sum(data, name, files.path(place), _SUMS if source.checked else {})
+        splits[name.removesuffix(end)] = decode(data, files.path(place), form)
+    notes = without(source.name, [name + end for name in form.train if name not in present], "there")
     return Found(_joined([splits[name] for name in train]), splits[form.test], _classes(files, form, binary), notes=notes)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from normsmith.errors import InputError, OptionError
@@ -79,30 +79,28 @@ class _Opened:
             raise _broken(self.where, "a tar", error) from error
 
 
-def content(path: Path) -> bytes:
-    """The bytes of a file, unpacked if its name ends in .gz."""
+def content(path: Path, known: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a file, unpacked if its name ends in .gz; `known` are the md5 sums of some names."""
     try:
         data = path.read_bytes()
+        check_sum(data, path.name, str(path), known or {})
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         raise _broken(path, "a file that can be read", error) from error
 
 
-def _broken(path: Path, what: str, error: BaseException) -> InputError:
-    return InputError(f"{path} is expected to be {what}: got {error}; fetch it again")
-
-
-def check_sum(path: Path, known: dict[str, str]) -> None:
+def check_sum(data: bytes, name: str, where: str, known: Mapping[str, str]) -> None:
     """Raise if the file of this name is known by its md5, and is another."""
-    expected = known.get(path.name)
-    if expected is None:
-        return
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "md5").hexdigest()
-    if got != expected:
+    got = hashlib.md5(data, usedforsecurity=False).hexdigest() if name in known else ""
+    if got != known.get(name, ""):
         raise InputError(
-            f"{path} is expected to have the published md5 {expected}: got {got}; fetch it again, or add check=False if it is yours"
+            f"{where} is expected to have the published md5 {known[name]}: got {got}; fetch it again, or add check=False if it is yours"
         )
+
+
+def _broken(path: Path, what: str, error: BaseException) -> InputError:
+    got = str(error).partition("\n")[0].removesuffix(":") or type(error).__name__
+    return InputError(f"{path} is expected to be {what}: got {got}; fetch it again")
 
 
 def folder_of(name: str, root: str | os.PathLike[str] | None, signs: Iterable[str]) -> Path:

@@ -29,10 +29,10 @@ def fitted(split: Split, options: dict[str, Any], title: str, owner: str) -> Spl
     if number is not None:
         split = split.select(evenly(split.targets, number, f"{owner}: {title}"))
     inputs = split.inputs
-    if "channels" in options:
-        inputs = in_channels(inputs, _CHANNELS[options["channels"]], owner)
     if "size" in options:
         inputs = resized(inputs, options["size"])
+    if "channels" in options:
+        inputs = in_channels(inputs, _CHANNELS[options["channels"]], owner)
     return split if inputs is split.inputs else Split(inputs, split.targets, split.names)
 
 
@@ -63,7 +63,9 @@ def in_channels(inputs: Tensor, channels: int, owner: str) -> Tensor:
         raise InputError(f"{owner} is expected to have 1 or 3 channels to be brought to {channels}: got {have}")
     if channels == 3:
         return inputs.repeat_interleave(3, 1)
-    return torch.cat([_as(luma(part.float()), inputs.dtype) for part in torch.split(inputs, 1024)])
+    if inputs.dtype == torch.float32:
+        return luma(inputs)
+    return torch.cat([luma(part.float()).round().to(torch.uint8) for part in torch.split(inputs, 1024)])  # never all as float
 
 
 def resized(inputs: Tensor, size: int) -> Tensor:
@@ -74,12 +76,5 @@ def resized(inputs: Tensor, size: int) -> Tensor:
     scale = size / min(height, width)
     new = (max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    parts = []
-    for part in torch.split(inputs, 1024):  # so that never all of them are float
-        image = F.interpolate(part.float(), size=new, mode="bilinear", antialias=True, align_corners=False)
-        parts.append(_as(image[..., top : top + size, left : left + size], inputs.dtype))
-    return torch.cat(parts)
-
-
-def _as(image: Tensor, dtype: torch.dtype) -> Tensor:
-    return image.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    image = F.interpolate(inputs, size=new, mode="bilinear", antialias=True, align_corners=False)
+    return image[..., top : top + size, left : left + size].contiguous()

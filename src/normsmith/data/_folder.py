@@ -4,7 +4,7 @@ from pathlib import Path
 
 from normsmith.data._files import Files, parts
 from normsmith.data._images import Listed, decoded, divided, is_image
-from normsmith.data._source import Found, Source
+from normsmith.data._source import Found, Source, without
 from normsmith.errors import InputError
 
 _TRAIN = ("train", "training")
@@ -32,10 +32,7 @@ def read(source: Source) -> Found:
         _check_test(inside, second, classes, source)
         train = _listed(inside, first, classes)
         train, test = divided(train) if second is None else (train, _listed(inside, second, classes))
-        left = sorted(tops - {first, second})
-        notes = (
-            (f"{source.name} without {', '.join(left)}, which {'is' if len(left) == 1 else 'are'} not used",) if left else ()
-        )
+        notes = without(source.name, sorted(tops - {first, second}), "used")
     return Found(decoded(files, train, "train", source), decoded(files, test, "test", source), classes, notes=notes)
 
 

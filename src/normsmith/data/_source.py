@@ -1,6 +1,7 @@
 """What a reader gets and what it gives back."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,3 +44,8 @@ class Found:
     classes: tuple[str, ...]
     task: Task = "classification"
     notes: tuple[str, ...] = ()
+
+
+def without(name: str, missing: Sequence[str], what: str) -> tuple[str, ...]:
+    """The note that some parts of a set are not there, or not used; none if there are none."""
+    return (f"{name} without {', '.join(missing)}: not {what}",) if missing else ()

@@ -1,6 +1,6 @@
 """Pickles of arrays and plain values, read without running anything that they name.
 
-Whatever a pickle asks for by name is looked up in a list of five, and none of these is what the name says: arrays and types become records
+Whatever a pickle asks for by name is looked up in a short list, and none of these is what the name says: arrays and types become records
 of their parts, and only `plain` makes arrays of those. A pickle that names anything else is refused before it is called.
 """
 
@@ -51,17 +51,23 @@ class _Array:
         return array
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"an encoding {encoding!r}")
-    return text.encode("latin1")
+class _Text:
+    """Bytes, which protocols before 3 hold as text. A bound method: unlike a function, a pickle cannot set anything on it."""
+
+    @classmethod
+    def encode(cls, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"an encoding {encoding!r}")
+        return text.encode("latin1")
 
 
 class _Restricted(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in _CORES and name in {"_reconstruct", "_frombuffer"}:
             return _Array.empty if name == "_reconstruct" else _Array.filled
-        found = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): _encode}.get((module, name))
+        found = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): _Text.encode}.get(
+            (module, name)
+        )
         if found is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not read")
         return found

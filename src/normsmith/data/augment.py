@@ -1,10 +1,12 @@
 """Augmentations of a whole batch at once, on its device, in plain torch: "crop:padding=4, flip, cutout:size=8, colour:brightness=0.2".
 
-What is drawn for a sample is a few numbers, drawn on the CPU from the generator that is given, so that they are the same on every device.
+What is random about a sample is a few numbers. They are drawn on the CPU, for all samples of an epoch at once, and applied to any slice of
+them: the same numbers on every device, and at whatever step a run goes on.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +17,14 @@ from normsmith.errors import OptionError
 from normsmith.methods.catalog import among, options_in
 
 Pair = tuple[Tensor, Tensor]
-Step = Callable[[Tensor, Tensor, torch.Generator], Pair]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation: what is drawn, a row for each sample, and what it does to inputs and targets."""
+
+    draw: Callable[[int, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor, Tensor], Pair]
 
 
 class Augmentation:
@@ -25,10 +34,14 @@ class Augmentation:
         self.spec = spec
         self.steps = [_OPERATIONS[name](split, mean, **options) for name, options in parse(spec)]
 
-    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Pair:
-        """A batch, with new numbers from the generator for each of its samples."""
-        for step in self.steps:
-            x, y = step(x, y, generator)
+    def draw(self, samples: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
+        """What each step draws for so many samples."""
+        return [step.draw(samples, generator).to(device) for step in self.steps]
+
+    def __call__(self, x: Tensor, y: Tensor, drawn: list[Tensor]) -> Pair:
+        """Samples and their targets, changed by what was drawn for them."""
+        for step, numbers in zip(self.steps, drawn, strict=True):
+            x, y = step.apply(x, y, numbers)
         return x, y
 
 
@@ -58,12 +71,15 @@ def crop(split: Split, mean: Tensor, padding: int = 4) -> Step:
             "crop expects targets that a move can keep: got boxes, which might leave the image; take flip or colour"
         )
 
-    def step(x: Tensor, y: Tensor, generator: torch.Generator) -> Pair:
-        down, right = torch.randint(-padding, padding + 1, (2, len(x)), generator=generator).to(x.device)
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(-padding, padding + 1, (samples, 2), generator=generator)
+
+    def apply(x: Tensor, y: Tensor, drawn: Tensor) -> Pair:
+        down, right = drawn.unbind(1)
         x = _moved(_moved(x, down, -2), right, -1)
         return (x, _moved(_moved(y, down, -2), right, -1)) if y.ndim == 3 else (x, y)
 
-    return step
+    return Step(draw, apply)
 
 
 def flip(split: Split, mean: Tensor) -> Step:
@@ -71,8 +87,10 @@ def flip(split: Split, mean: Tensor) -> Step:
     if split.inputs.ndim == 5:
         raise OptionError("flip expects images: got clips, whose class may be a direction; leave it out")
 
-    def step(x: Tensor, y: Tensor, generator: torch.Generator) -> Pair:
-        chosen = torch.randint(2, (len(x),), generator=generator).bool().to(x.device)
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(2, (samples,), generator=generator).bool()
+
+    def apply(x: Tensor, y: Tensor, chosen: Tensor) -> Pair:
         x = torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
         if y.ndim == 3:
             y = torch.where(chosen.view(-1, 1, 1), y.flip(-1), y)
@@ -81,7 +99,7 @@ def flip(split: Split, mean: Tensor) -> Step:
             y = torch.where(chosen[:, None], torch.stack([label, 1 - right, top, 1 - left, bottom], 1), y)
         return x, y
 
-    return step
+    return Step(draw, apply)
 
 
 def cutout(split: Split, mean: Tensor, size: int = 8) -> Step:
@@ -89,9 +107,11 @@ def cutout(split: Split, mean: Tensor, size: int = 8) -> Step:
     height, width = split.inputs.shape[-2:]
     _expect(type(size) is int and size >= 1, "cutout", "size, in pixels, as a positive integer", size)
 
-    def step(x: Tensor, y: Tensor, generator: torch.Generator) -> Pair:
-        top = torch.randint(height, (len(x),), generator=generator).to(x.device) - size // 2
-        left = torch.randint(width, (len(x),), generator=generator).to(x.device) - size // 2
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return torch.stack([torch.randint(side, (samples,), generator=generator) for side in (height, width)], 1)
+
+    def apply(x: Tensor, y: Tensor, centres: Tensor) -> Pair:
+        top, left = (centres - size // 2).unbind(1)
         rows = _between(torch.arange(height, device=x.device), top, size)
         columns = _between(torch.arange(width, device=x.device), left, size)
         inside = rows[:, :, None] & columns[:, None, :]
@@ -99,7 +119,7 @@ def cutout(split: Split, mean: Tensor, size: int = 8) -> Step:
         fill = mean.mul(255).round().to(torch.uint8) if x.dtype == torch.uint8 else mean
         return torch.where(inside, fill, x), y
 
-    return step
+    return Step(draw, apply)
 
 
 def colour(split: Split, mean: Tensor, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Step:
@@ -111,11 +131,13 @@ def colour(split: Split, mean: Tensor, brightness: float = 0.0, contrast: float 
     channels = split.inputs.shape[1]
     _expect(channels == 3 or not saturation, "colour", "3 channels for saturation", channels)
 
-    def step(x: Tensor, y: Tensor, generator: torch.Generator) -> Pair:
-        shape = (len(x), *(1,) * (x.ndim - 1))
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return 1 + torch.tensor([*strengths.values()]) * (2 * torch.rand(samples, 3, generator=generator) - 1)
+
+    def apply(x: Tensor, y: Tensor, factors: Tensor) -> Pair:
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        for name, strength in strengths.items():
-            factor = (1 + strength * (2 * torch.rand(len(x), generator=generator) - 1)).to(x.device).view(shape)
+        for (name, strength), factor in zip(strengths.items(), factors.T, strict=True):
+            factor = factor.view(len(x), *(1,) * (x.ndim - 1))  # noqa: PLW2901
             if strength and name == "brightness":
                 x = (x * factor).clamp(0, 1)
             elif strength:
@@ -124,7 +146,7 @@ def colour(split: Split, mean: Tensor, brightness: float = 0.0, contrast: float 
                 x = (around + (x - around) * factor).clamp(0, 1)
         return x, y
 
-    return step
+    return Step(draw, apply)
 
 
 def luma(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from normsmith.data.augment import Augmentation
 from normsmith.data.dataset import Split
 from normsmith.errors import OptionError
 
-_AT_ONCE = 1 << 18  # elements that are made ready together, so that small batches do not each pay for every call
+_AT_ONCE = 1 << 18  # elements that are made ready together, so that small batches do not each pay for every operation
 
 
 class Batches:
@@ -76,15 +76,21 @@ class Batches:
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.order(epoch)
         per_sample = self.inputs[0].numel()
-        together = 1 if self.augment else max(1, _AT_ONCE // (per_sample * self.size))
+        together = max(1, _AT_ONCE // (per_sample * self.size))
+        drawn = self._drawn(epoch, len(order))
         for first in range(start, len(self), together):
-            steps = range(first, min(first + together, len(self)))
-            indices = order[steps.start * self.size : steps.stop * self.size]
-            raw, y = self.inputs[indices], self.targets[indices]
+            here = slice(first * self.size, (first + together) * self.size)
+            raw, y = self.inputs[order[here]], self.targets[order[here]]
             if self.augment:
-                raw, y = self.augment(raw, y, generator(self.seed, "augment", epoch, first))
+                raw, y = self.augment(raw, y, [numbers[here] for numbers in drawn])
             x = self._standardised(raw)
             yield from zip(torch.split(x, self.size), torch.split(y, self.size), strict=True)
+
+    def _drawn(self, epoch: int, samples: int) -> list[Tensor]:
+        """What the augmentation draws for each place in the order of an epoch."""
+        if self.augment is None:
+            return []
+        return self.augment.draw(samples, generator(self.seed, "augment", epoch), self.inputs.device)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the samples in the order of an epoch; with `drop_last` the last ones are not used."""

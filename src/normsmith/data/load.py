@@ -10,6 +10,7 @@ from normsmith.data import catalog
 from normsmith.data._files import is_tar
 from normsmith.data._fit import check_fit, fitted
 from normsmith.data._source import Found, Source
+from normsmith.data.batches import Batches
 from normsmith.data.catalog import Entry
 from normsmith.data.dataset import Dataset, assemble
 from normsmith.errors import InputError, OptionError
@@ -60,6 +61,12 @@ def load_pair(source: str, target: str, root: Root = None) -> tuple[Dataset, Dat
 def _as_in(data: Dataset, options: dict[str, Any]) -> Dataset:
     train, test = (fitted(split, options, "", data.name) for split in (data.train, data.test))
     return assemble(data.name, data.task, train, test, data.classes, data.notes)
+
+
+def held_out(name: str, root: Root, size: int) -> Batches:
+    """What a set has to test with, in batches of `size` that mix the classes, standardised as for training."""
+    data = load(name, root)
+    return Batches(data.test, size, mean=data.mean, std=data.std)
 
 
 def check_name(name: str) -> tuple[Entry, str, dict[str, Any]]:
