@@ -1,6 +1,7 @@
 """What a sweep shows while it runs: on a terminal bars for the whole and for every trial under way, elsewhere a line for each that ends."""
 
 from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -25,7 +26,7 @@ class Live(Listener):
         self._whole: TaskID | None = None
         self._checks: TaskID | None = None
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

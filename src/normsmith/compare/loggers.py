@@ -129,7 +129,6 @@ class Trackio(_Run):
 
     def finalize(self, status: str) -> None:
         """Send what is left."""
-        self._run.log({"status": status})
         with contextlib.redirect_stdout(io.StringIO()):
             self._run.finish()
 

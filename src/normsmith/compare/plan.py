@@ -110,13 +110,17 @@ def _code(model: str) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()[:12] if is_code(model) and source.suffix == ".py" else ""
 
 
-def plan(recipe: Recipe, device: str) -> list[Trial]:
-    """All trials of a recipe with one learning rate, and the first stage of those with several: the search."""
-    return list(_trials(recipe, device))
+def plan(recipe: Recipe, device: str, ranks: int = 1) -> list[Trial]:
+    """All trials of a recipe with one learning rate, and the first stage of those with several: the search.
+
+    Of several `ranks` each does a part of every trial. Sums round differently then, and random layers draw other numbers, so that it
+    belongs to the identity of a trial, as `threads` does.
+    """
+    return list(_trials(recipe, device, ranks))
 
 
-def _trials(recipe: Recipe, device: str) -> Iterator[Trial]:
-    training = {**recipe.training.model_dump(mode="json"), "device": device}
+def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
+    training = {**recipe.training.model_dump(mode="json"), "device": device, **({"ranks": ranks} if ranks > 1 else {})}
     axes = itertools.product(recipe.all_seeds, recipe.datasets, recipe.models, recipe.optimizers, recipe.batch_sizes)
     for seed, dataset, model, optimizer, batch in axes:
         for normalizer in recipe.normalizers:

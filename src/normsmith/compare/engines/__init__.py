@@ -24,5 +24,7 @@ class Errand:
 class Engine(Protocol):
     """Runs trials until every one has a result."""
 
+    ranks: int  # processes that do a trial together
+
     def run(self, errand: Errand) -> None:
         """Run them all."""

@@ -9,6 +9,8 @@ from normsmith.compare.trial import run_trial
 class InlineEngine:
     """This process."""
 
+    ranks = 1
+
     def run(self, errand: Errand) -> None:
         """Run all trials in order."""
         for trial in errand.trials:

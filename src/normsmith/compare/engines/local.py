@@ -24,6 +24,8 @@ from normsmith.errors import OptionError, ResultsError
 class LocalEngine:
     """As many processes as the machine has cores for, or `workers`."""
 
+    ranks = 1
+
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
             raise OptionError(f"compare expects workers, how many processes, as a positive integer: got {workers!r}")

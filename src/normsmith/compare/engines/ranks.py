@@ -10,6 +10,7 @@ that checkpoints and everything else that looks into it expect.
 """
 
 import datetime
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from normsmith.compare.files import Folder
 from normsmith.compare.plan import Trial
 from normsmith.compare.share import Share
 from normsmith.compare.trial import attempt, run_trial
-from normsmith.errors import ModelError, SynchronizationError
+from normsmith.errors import ModelError, NormsmithError, ResultsError, SynchronizationError
 from normsmith.surgery.synchronize import synchronize
 from normsmith.world import World
 
@@ -54,7 +55,10 @@ class Ranks(Share):
     def order(self, what: Any) -> Any:
         """What the first rank orders."""
         box = [what]
-        dist.broadcast_object_list(box, group=self._orders)
+        try:
+            dist.broadcast_object_list(box, group=self._orders)
+        except RuntimeError as error:
+            raise SynchronizationError("compare expects all ranks to be there: one has ended; look for its message") from error
         return box[0]
 
     def begin(self, trial: Trial, root: str | None) -> None:
@@ -74,7 +78,7 @@ class Ranks(Share):
             dist.monitored_barrier(self._orders, timeout=_ALONE if error else _DAY)
         except RuntimeError as failure:
             raise SynchronizationError(
-                f"compare expects ranks that come to the end of a trial together: rank {self.rank} got there alone, with {error}"
+                f"compare expects ranks that come to the end of a trial together: rank {self.rank} waited in vain{error and ', with ' + error or ''}"
             ) from failure
         errors: list[str | None] = [None] * self.ranks
         dist.all_gather_object(errors, error, group=self._orders)
@@ -88,13 +92,9 @@ class Ranks(Share):
                 f"compare with several ranks expects batch norms that they can share: got torch's own in {', '.join(left)}; "
                 "give that part a method too, such as 'batch'"
             )
-        synchronize(model, self._group)
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, 0, group=self._group)
-
-    @property
-    def _group(self) -> dist.ProcessGroup:
-        return self._shared.group
+        synchronize(model, self._shared.group)
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            dist.broadcast(tensor.detach(), 0, group=self._shared.group)
 
     @property
     def _shared(self) -> World:
@@ -137,17 +137,21 @@ class RanksEngine:
             while run_trial(trial, errand.folder, errand.root, errand.tell, errand.log, self._share) == "busy":
                 time.sleep(BUSY)
 
-    def lead(self, sweep: Callable[[], list[Trial]]) -> list[Trial]:
-        """On the first rank: do this, which uses the engine; then let the others go, with its result."""
-        trials = None
+    def among_ranks(self, sweep: Callable[[], list[Trial]]) -> list[Trial]:
+        """On the first rank do this, which uses the engine, on the others what it orders; on all its result."""
+        if not self.leads:
+            return self._follow()
         try:
             trials = sweep()
-        finally:
-            self._share.order(None if trials is None else [trial.to_dict() for trial in trials])
+        except (ResultsError, SynchronizationError):
+            raise  # the others are in the middle of a trial; torchrun ends them
+        except NormsmithError:
+            self._share.order(None)
+            raise
+        self._share.order([trial.to_dict() for trial in trials])
         return trials
 
-    def follow(self) -> list[Trial]:
-        """On the others: do what the first rank orders, until it has its result."""
+    def _follow(self) -> list[Trial]:
         while isinstance(order := self._share.order(None), dict):
             trial = Trial.from_dict(order["trial"])
             attempt(trial, trial.identity, _Nowhere("."), order["root"], self._share)

@@ -34,6 +34,8 @@ class RayEngine:
     not set, Ray is started on this machine alone, for as long as the trials take.
     """
 
+    ranks = 1
+
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
             raise OptionError(f"compare expects workers, how many trials at once, as a positive integer: got {workers!r}")
@@ -55,7 +57,7 @@ class RayEngine:
         with tempfile.TemporaryFile() as errors:
             driver = _start(errors)
             late = threading.Event()
-            started = threading.Timer(_START, lambda: (late.set(), driver.kill()))
+            started = threading.Timer(_START, _give_up_on, (driver, late))
             try:
                 started.start()
                 self._talk(driver, errand, started)
@@ -127,6 +129,11 @@ def _start(errors: IO[bytes]) -> "subprocess.Popen[str]":
         env={**os.environ, "PYTHONPATH": import_path()},
         start_new_session=True,  # an interrupt of the terminal is for the process that asks, which then ends this one
     )
+
+
+def _give_up_on(driver: "subprocess.Popen[str]", late: threading.Event) -> None:
+    late.set()
+    driver.kill()
 
 
 def _stop(driver: "subprocess.Popen[str]") -> None:

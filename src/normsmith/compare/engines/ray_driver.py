@@ -73,7 +73,7 @@ def _line(error: BaseException) -> str:
 
 
 def _join(errand: dict[str, Any]) -> None:
-    common = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if errand["address"] != "local":
         ray.init(errand["address"], **common)
         return
@@ -124,7 +124,7 @@ class _Driver:
                 ray.cancel(task, force=True)
 
     def _look_for_room(self) -> None:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if not any(all(node.get(what, 0) >= count for what, count in self.needs.items()) for node in nodes):
             needs = " and ".join(f"{count} {what}" for what, count in self.needs.items() if count)
             self.say("room", said=f"no node of the Ray cluster has {needs}, which a trial needs; waiting for one")
