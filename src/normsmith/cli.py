@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 import normsmith
+from normsmith.commands import compare
 from normsmith.errors import NormsmithError, OptionError
 
 app = App(name="normsmith", help=(normsmith.__doc__ or "").partition("\n")[0], version=normsmith.__version__)
+for command in (compare.compare, compare.report, compare.demo):
+    app.command(command)
 
 
 def main() -> None:
@@ -152,21 +155,6 @@ def examine(
         exam.save(save)
     if fail_on is not None and exam.at_least(fail_on):
         raise SystemExit(1)
-
-
-@app.command
-def demo(*, quick: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Show the family at work: our layers beside torch's, their outputs compared and both timed.
-
-    Parameters
-    ----------
-    quick
-        Only the small shapes, few rounds.
-    """
-    from normsmith.bench import allocator, demonstration
-
-    allocator.restart_with_settings()
-    demonstration.run(quick)
 
 
 @app.command

@@ -1,6 +1,7 @@
 """The loop against one written out here, and against itself after being killed."""
 
 import copy
+import itertools
 import os
 import random
 import signal
@@ -80,7 +81,7 @@ def test_rates():
     rates = [rate_at(trial, step, 10) for step in range(10)]
     assert rates[0] == pytest.approx(1 / 3)
     assert rates[2] == 1.0
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
     steps = trials(schedule={"name": "step", "milestones": [0.5, 0.8], "factor": 10})[0]
     assert [rate_at(steps, step, 10) for step in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     constant = trials(schedule={"name": "constant"})[0]

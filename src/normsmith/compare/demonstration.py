@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from normsmith.compare.comparison import Comparison
 from normsmith.compare.running import compare
 from normsmith.compare.trained import load_trained
@@ -35,10 +33,9 @@ def demonstrate(recipe: dict[str, Any], out: Path, *, quiet: bool = False) -> De
     """Compare, examine the best and the worst model, and write a page of each; what is done already is not done again."""
     recipe = {**recipe, "training": {**recipe.get("training", {}), "keep_weights": True}}
     result = compare(recipe, out, quiet=quiet)
-    ordered = result.trials.filter(pl.col("status") != "crashed").sort("accuracy", "identity")
+    ordered = sorted((t for t in result.trials if t["status"] != "crashed"), key=lambda t: (t["accuracy"], t["identity"]))
     examinations, links, paths = {}, {}, []
-    for place, row in (("best", -1), ("worst", 0)):
-        trial = ordered.row(row, named=True)
+    for place, trial in (("best", ordered[-1]), ("worst", ordered[0])):
         what = f"{place} model ({trial['normalizer']} at batch {trial['batch']}, {trial['accuracy']:.1%})"
         model, batches = load_trained(out, trial["identity"])
         examinations[what] = examine(model, batches, batches=min(_BATCHES, len(batches)))

@@ -236,7 +236,7 @@ def _tell(logger: Logger, steps: dict[int, dict[str, float]], told: int) -> None
 
 def _of_a_user(spec: str) -> Callable[[Place], Logger]:
     make = load_factory(spec, "a logger")
-    return lambda place: make(place.title, str(place.folder))  # type: ignore[no-any-return]
+    return lambda place: make(place.title, str(place.folder))
 
 
 def _flat(trial: dict[str, Any]) -> dict[str, Any]:

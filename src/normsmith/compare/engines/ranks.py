@@ -3,10 +3,10 @@
 `torchrun --nproc-per-node 2 -m normsmith compare recipe.toml`. The first rank leads: it alone reads and writes the folder of results, and
 tells the others which trial comes next.
 
-Losses are those of the whole batch: a rank's loss is the sum over its samples by the number of all samples, so that gradients are added, not
-averaged. They are added up here, once a step, all in one tensor, and not by DistributedDataParallel: a step then costs one call to the other
-ranks however many parts its batch has, nothing need be known of which parameters take part in it, and the model stays itself, with the names
-that checkpoints and everything else that looks into it expect.
+Losses are those of the whole batch: a rank's loss is the sum over its samples by the number of all samples, so that gradients are added,
+not averaged. They are added up here, once a step, all in one tensor, and not by DistributedDataParallel: a step then costs one call to the
+other ranks however many parts its batch has, nothing need be known of which parameters take part in it, and the model stays itself, with
+the names that checkpoints and everything else that looks into it expect.
 """
 
 import datetime
@@ -38,6 +38,11 @@ _ALONE = datetime.timedelta(seconds=60)  # after which a rank that failed gives 
 def launched() -> bool:
     """Whether this process is one of several of torchrun."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def leads() -> bool:
+    """Whether this process speaks for all: it is alone, or the first rank."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 class Ranks(Share):
@@ -77,9 +82,8 @@ class Ranks(Share):
         try:
             dist.monitored_barrier(self._orders, timeout=_ALONE if error else _DAY)
         except RuntimeError as failure:
-            raise SynchronizationError(
-                f"compare expects ranks that come to the end of a trial together: rank {self.rank} waited in vain{error and ', with ' + error or ''}"
-            ) from failure
+            got = f"rank {self.rank} ended with {error}, the others did not" if error else "one that ended; look for its message"
+            raise SynchronizationError(f"compare expects all ranks to come to the end of a trial: got {got}") from failure
         errors: list[str | None] = [None] * self.ranks
         dist.all_gather_object(errors, error, group=self._orders)
         return next((each for each in errors if each), None)
