@@ -141,7 +141,9 @@ class MLflow:
         from mlflow import MlflowClient
 
         with FileLock(place.folder / "mlflow.lock"):  # it makes its tables, and experiments, without asking who else does
-            self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place.folder.resolve()}/mlflow.db")
+            self._client: Any = MlflowClient(
+                os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place.folder.resolve()}/mlflow.db"
+            )
             found = self._client.get_experiment_by_name(place.project)
             experiment = self._client.create_experiment(place.project) if found is None else found.experiment_id
         runs = self._client.search_runs([experiment], f"tags.identity = '{place.identity}'")

@@ -69,7 +69,9 @@ def _engine(name: str, workers: int | None, address: str | None) -> Engine:
         raise OptionError(f"compare expects address, of a cluster, with engine='ray': got engine={name!r}")
     if launched():
         if name != "local" or workers is not None:
-            raise OptionError(f"compare started by torchrun runs on its ranks: got engine={name!r}, workers={workers!r}; leave them out")
+            raise OptionError(
+                f"compare started by torchrun runs on its ranks: got engine={name!r}, workers={workers!r}; leave them out"
+            )
         return RanksEngine()
     if name == "local":
         return LocalEngine(workers)

@@ -82,7 +82,9 @@ class Ranks(Share):
         try:
             dist.monitored_barrier(self._orders, timeout=_ALONE if error else _DAY)
         except RuntimeError as failure:
-            got = f"rank {self.rank} ended with {error}, the others did not" if error else "one that ended; look for its message"
+            got = (
+                f"rank {self.rank} ended with {error}, the others did not" if error else "one that ended; look for its message"
+            )
             raise SynchronizationError(f"compare expects all ranks to come to the end of a trial: got {got}") from failure
         errors: list[str | None] = [None] * self.ranks
         dist.all_gather_object(errors, error, group=self._orders)
@@ -158,6 +160,7 @@ class RanksEngine:
     def _follow(self) -> list[Trial]:
         while isinstance(order := self._share.order(None), dict):
             trial = Trial.from_dict(order["trial"])
+            self._share.begin(trial, order["root"])
             attempt(trial, trial.identity, _Nowhere("."), order["root"], self._share)
         if order is None:
             raise SynchronizationError("compare expects the first rank to come to its end: it failed; look for its message")

@@ -41,7 +41,9 @@ class RayEngine:
             raise OptionError(f"compare expects workers, how many trials at once, as a positive integer: got {workers!r}")
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         if address not in {"auto", "local"} and not re.fullmatch(r"(ray://)?[^:/\s]+:\d+", address):
-            raise OptionError(f"compare expects address, of a Ray cluster, as auto, HOST:PORT or ray://HOST:PORT: got {address!r}")
+            raise OptionError(
+                f"compare expects address, of a Ray cluster, as auto, HOST:PORT or ray://HOST:PORT: got {address!r}"
+            )
         if importlib.util.find_spec("ray") is None:
             raise DependencyError("compare with engine='ray' expects Ray: got no such package; pip install 'normsmith[ray]'")
         self.address, self.workers = address, workers
@@ -73,7 +75,9 @@ class RayEngine:
             raise BackendError(said)
         if status:
             got = f"no answer in {_START:.0f} seconds" if late.is_set() else said.rpartition("\n")[2] or f"exit status {status}"
-            raise BackendError(f"engine='ray' expects a cluster that answers at {self.address!r}: got {got}; what is finished is intact")
+            raise BackendError(
+                f"engine='ray' expects a cluster that answers at {self.address!r}: got {got}; what is finished is intact"
+            )
 
     def _talk(self, driver: "subprocess.Popen[str]", errand: Errand, started: threading.Timer) -> None:
         assert driver.stdin is not None
