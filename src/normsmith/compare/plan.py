@@ -58,6 +58,11 @@ class Trial:
         """What trials have in common that differ in the normalizer and the seed alone."""
         return self.dataset, self.model, self.batch, self.statistics_batch, self.optimizer
 
+    @property
+    def ranks(self) -> int:
+        """How many processes do it together."""
+        return int(dict(self.training).get("ranks", 1))
+
     def option(self, name: str) -> Any:
         """A setting of `[training]`."""
         return dict(self.training)[name]

@@ -32,7 +32,7 @@ class Share:
         """Have ranks draw numbers of their own in an epoch; a process alone goes on with those it has."""
 
     def part(self, batch: Tensor) -> Tensor:
-        """The samples of a batch that are this rank's, which may be none."""
+        """The samples of a batch that are this rank's: in training at least one, in evaluation perhaps none."""
         return batch
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

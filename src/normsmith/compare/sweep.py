@@ -90,6 +90,8 @@ def refuse_impossible(trials: Sequence[Trial], root: Path | None, tell: Callable
             loaded = trial.dataset, data.load(trial.dataset, root)
         if len(loaded[1].train) < trial.batch:
             fault = f"{trial.batch} samples for a batch, the training set has {len(loaded[1].train)}"
+        elif trial.statistics_batch < trial.ranks:
+            fault = f"{trial.ranks} ranks for {trial.statistics_batch} samples, each needs one"
         else:
             fault = try_on(trial, loaded[1])
         if fault:

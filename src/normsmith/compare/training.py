@@ -107,7 +107,8 @@ def train_epoch(
         run.optimizer.zero_grad(set_to_none=True)
         for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
             with _precision(trial, device):
-                loss = _loss(run.model, share.part(piece), share.part(target), len(x), loss_of)
+                own = share.part(piece)
+                loss = loss_of(run.model(own), share.part(target)) * (len(own) / len(x))
             loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach() * len(x)
         share.add_gradients(run.model.parameters())
@@ -134,15 +135,6 @@ def train_epoch(
         "largest gradient norm": float(measured.max()),
         "seconds per step": steady[len(steady) // 2],
     }
-
-
-def _loss(model: nn.Module, x: Tensor, y: Tensor, whole: int, loss_of: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """What samples add to the mean loss of a batch of `whole`. Nothing for none, which still go through the model, as other ranks' do."""
-    output = model(x)
-    if len(x):
-        return loss_of(output, y) * (len(x) / whole)
-    parts: tuple[Tensor, ...] = (output,) if isinstance(output, Tensor) else tuple(output)
-    return torch.stack([part.sum() for part in parts]).sum()
 
 
 def _precision(trial: Trial, device: torch.device) -> contextlib.AbstractContextManager[Any]:

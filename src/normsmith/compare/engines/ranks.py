@@ -32,7 +32,7 @@ from normsmith.surgery.synchronize import synchronize
 from normsmith.world import World
 
 _DAY = datetime.timedelta(days=1)  # the first rank may wait for a trial that another sweep is at
-_ALONE = datetime.timedelta(seconds=60)  # after which a rank that failed gives the others up
+_TOGETHER = datetime.timedelta(minutes=5)  # in which all come to the end of a trial, or to an error in it, if any does
 
 
 def launched() -> bool:
@@ -52,8 +52,9 @@ class Ranks(Share):
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=_DAY)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        # Orders have a group of their own: what a trial that failed has left undone in the other does not get in their way.
+        # Groups of their own: what a trial that failed has left undone in another does not get in the way of orders.
         self._orders = dist.new_group(backend="gloo", timeout=_DAY)
+        self._ends = dist.new_group(backend="gloo", timeout=_TOGETHER)
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._world: World | None = None
 
@@ -79,15 +80,12 @@ class Ranks(Share):
 
     def end(self, error: str | None) -> str | None:
         """The first error of any rank. One that failed while the others did not is the end of all: they wait for it in vain."""
-        try:
-            dist.monitored_barrier(self._orders, timeout=_ALONE if error else _DAY)
-        except RuntimeError as failure:
-            got = (
-                f"rank {self.rank} ended with {error}, the others did not" if error else "one that ended; look for its message"
-            )
-            raise SynchronizationError(f"compare expects all ranks to come to the end of a trial: got {got}") from failure
         errors: list[str | None] = [None] * self.ranks
-        dist.all_gather_object(errors, error, group=self._orders)
+        try:
+            dist.all_gather_object(errors, error, group=self._ends)
+        except RuntimeError as failure:
+            got = f"rank {self.rank} ended with {error}, the others did not" if error else "one that did not; look for its message"
+            raise SynchronizationError(f"compare expects all ranks to come to the end of a trial: got {got}") from failure
         return next((each for each in errors if each), None)
 
     def join(self, model: nn.Module) -> None:
