@@ -29,7 +29,13 @@ class Exact(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(54, 10)
+            nn.Conv2d(1, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(54, 10),
         ).double()
 
     def forward(self, x):
@@ -84,7 +90,9 @@ def values(folder: Path) -> pl.DataFrame:
     "changes",
     [
         {},  # 7 samples: 4 and 3
-        {"batch_sizes": [12], "statistics_batch": 3, "training": {"clip": 0.5, "ema": 0.9}},
+        pytest.param(
+            {"batch_sizes": [12], "statistics_batch": 3, "training": {"clip": 0.5, "ema": 0.9}}, marks=pytest.mark.slow
+        ),
     ],
     ids=["uneven", "parts"],
 )
@@ -99,6 +107,7 @@ def test_ranks_give_what_one_process_gives(tmp_path, changes):
         assert got == pytest.approx(expected, rel=1e-6, nan_ok=True), name
 
 
+@pytest.mark.slow
 def test_a_failure_of_all_ranks_is_a_result_and_the_next_trial_runs(tmp_path):
     first, second = run_ranks(2, by_ranks, str(tmp_path), {"models": [f"{HERE}:failing(2)", f"{HERE}:Exact"]})
     assert first == second
@@ -117,6 +126,7 @@ def lonely(rank: int, folder: str, failing: int) -> object:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_failure_of_one_rank_ends_all_and_is_no_result(tmp_path, failing):
     said = run_ranks(2, lonely, str(tmp_path), failing, timeout=20)

@@ -1,7 +1,7 @@
 """Loggers: what is recorded of a trial goes to TensorBoard, Weights & Biases, trackio or MLflow too, at the end of every epoch.
 
-A logger has the three methods of `Logger`, as those of Lightning do. None changes a result: logging is no part of a trial's identity, uses no
-random numbers, and a logger that fails is left out from there on, with a note in the trial's manifest.
+A logger has the three methods of `Logger`, as those of Lightning do. None changes a result: logging is no part of a trial's identity, and
+a logger that fails is left out from there on, with a note in the trial's manifest.
 """
 
 import contextlib
@@ -215,7 +215,7 @@ class Journal:
         for name, logger in list(self._loggers.items()):
             told = self._told.setdefault(name, getattr(logger, "reached", max(steps, default=-1)))
             self._try(name, lambda logger=logger, told=told: _tell(logger, steps, told))  # type: ignore[misc]
-            self._told[name] = max(steps, default=told)
+            self._told[name] = max([told, *steps])
 
     def close(self, status: str) -> None:
         """Nothing follows."""

@@ -84,7 +84,11 @@ class Ranks(Share):
         try:
             dist.all_gather_object(errors, error, group=self._ends)
         except RuntimeError as failure:
-            got = f"rank {self.rank} ended with {error}, the others did not" if error else "one that did not; look for its message"
+            got = (
+                f"rank {self.rank} ended with {error}, the others did not"
+                if error
+                else "one that did not; look for its message"
+            )
             raise SynchronizationError(f"compare expects all ranks to come to the end of a trial: got {got}") from failure
         return next((each for each in errors if each), None)
 
