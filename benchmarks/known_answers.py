@@ -1,5 +1,7 @@
 """Are planted faults found, are healthy models clean? `python benchmarks/known_answers.py` prints, and adds to results/known_answers.csv.
 
+With a number, `python benchmarks/known_answers.py 5`, so many models, and nothing is added.
+
 Random small convolutional nets are trained for a few steps on random images with a class signal. Each is examined as it is, on data it has
 not seen, and then with one planted fault: found means the code of the fault is there, clean that there is no warning and no error.
 """
@@ -9,6 +11,7 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +19,8 @@ from torch import nn
 import normsmith as ns
 from normsmith.bench import record
 
-MODELS = 100
+MODELS = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+FOR_INFORMATION = {"NS110", "NS209"}
 Data = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -122,7 +126,58 @@ def untracked(model: nn.Module) -> None:
         norm.track_running_stats = False
 
 
-FAULTS: dict[str, tuple[Callable[[nn.Module], None], str, int]] = {  # what is done, the code, the batch size of the examination
+def counted(model: nn.Module, steps: int) -> dict[str, Any]:
+    """An optimizer that took so many steps."""
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        optimizer.state[parameter]["step"] = torch.tensor(float(steps))
+    return {"optimizer": optimizer}
+
+
+def left_behind(model: nn.Module) -> dict[str, Any]:
+    """Weights that moved since, by an optimizer that took twice the steps."""
+    stale(model)
+    return counted(model, 2 * int(norms(model)[0].num_batches_tracked))  # type: ignore[arg-type]
+
+
+def recomputed(model: nn.Module) -> dict[str, Any]:
+    """Statistics of the last norm that moved twice a step."""
+    norms(model)[-1].num_batches_tracked *= 2  # type: ignore[operator]
+    return counted(model, int(norms(model)[0].num_batches_tracked))  # type: ignore[arg-type]
+
+
+def brighter(model: nn.Module) -> None:
+    """Source statistics a fifth of a deviation away from the data's."""
+    norm = norms(model)[0]
+    norm.running_mean -= 0.2 * norm.running_var.sqrt()  # type: ignore[operator, union-attr]
+
+
+class CenteringNorm(nn.Module):
+    """A normalizer of someone's own, which subtracts the mean of the batch."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.var = norm.weight, norm.bias, nn.Parameter(norm.running_var, requires_grad=False)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The batch's own mean, and a constant deviation."""
+        y = (x - x.mean((0, 2, 3), keepdim=True)) / (self.var.view(-1, 1, 1) + 1e-5).sqrt()
+        return y * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+def of_the_batch(model: nn.Module) -> None:
+    """The last norm replaced by one of someone's own."""
+    at = max(i for i, m in enumerate(model) if isinstance(m, nn.BatchNorm2d))  # type: ignore[arg-type]
+    model[at] = CenteringNorm(model[at])  # type: ignore[index, operator, arg-type]
+
+
+def flipping(model: nn.Module) -> None:
+    """The first norm gives another memory format."""
+    norms(model)[0].register_forward_hook(lambda m, x, y: y.contiguous(memory_format=torch.channels_last))
+
+
+Plant = Callable[[nn.Module], "dict[str, Any] | None"]  # what it gives is for `examine`
+FAULTS: dict[str, tuple[Plant, str, int]] = {  # what is done, the code, the batch size of the examination
     "never updated": (never, "NS101", 32),
     "stale": (stale, "NS102", 32),
     "hardly moved": (inverted, "NS102", 32),
@@ -132,6 +187,11 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], str, int]] = {  # what is d
     "batches of two": (lambda _: None, "NS201", 2),
     "no statistics": (untracked, "NS204", 4),
     "not frozen": (thawed, "NS207", 32),
+    "left behind": (left_behind, "NS108", 32),
+    "recomputed": (recomputed, "NS109", 32),
+    "slightly brighter": (brighter, "NS110", 32),
+    "of the batch": (of_the_batch, "NS208", 32),
+    "memory format": (flipping, "NS209", 32),
 }
 
 
@@ -151,17 +211,20 @@ def main() -> None:
             print(f"seed {seed}: {exam}", file=sys.stderr)
         for name, (plant, code, size) in FAULTS.items():
             sick = copy.deepcopy(model)
-            plant(sick)
-            found[name] += any(f.code == code for f in ns.examine(sick, held_out[size]).at_least("warning"))
+            exam = ns.examine(sick, held_out[size], **(plant(sick) or {}))
+            found[name] += any(f.code == code for f in exam.at_least("info" if code in FOR_INFORMATION else "warning"))
     around = record.circumstances()
     rows = [("healthy", "", clean), *((name, FAULTS[name][1], number) for name, number in found.items())]
+    for name, code, number in rows:
+        print(f"{name:18} {code:6} {number} of {MODELS}")
+    if len(sys.argv) > 1:
+        return
     with (Path(__file__).parent / "results" / "known_answers.csv").open("a", newline="") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["date", "commit", "torch", "model", "code", "right", "of"])
         for row in rows:
             writer.writerow([around["date"], around["commit"], around["torch"], *row, MODELS])
-            print(f"{row[0]:16} {row[1]:6} {row[2]} of {MODELS}")
 
 
 main()

@@ -1,4 +1,4 @@
-"""Write what follows from the catalog and the results: the method cards, the benchmark page, README's table, the type stub.
+"""Write what follows from the catalogs and the results: the method cards, the tables of methods and networks, the benchmark page, the stub.
 
 `python tools/generate.py` writes; with `--check` it only compares, and fails where a file is not current.
 """
@@ -10,7 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 import normsmith
+from normsmith import models
 from normsmith.methods.catalog import CATALOG
 
 ROOT = Path(__file__).parent.parent
@@ -80,14 +83,31 @@ def stub() -> tuple[Path, str]:
     return ROOT / "src" / "normsmith" / "__init__.pyi", "\n".join([*lines, "", "__version__: str", ""])
 
 
-def readme() -> tuple[Path, str]:
-    path = ROOT / "README.md"
-    begin, end = "<!-- methods -->", "<!-- /methods -->"
+def between(path: Path, name: str, rows: list[str]) -> tuple[Path, str]:
+    """A page with these lines between its comments of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = path.read_text().partition(begin)
     after = rest.partition(end)[2]
+    return path, "\n".join([f"{before}{begin}", *rows, f"{end}{after}"])
+
+
+def readme() -> tuple[Path, str]:
     rows = [f"| [{e.name}](docs/methods/{e.name}.md) | `ns.{e.class_name}` | {e.summary} |" for e in CATALOG.values()]
-    table = "\n".join(["| name | class | what it is |", "|---|---|---|", *rows])
-    return path, f"{before}{begin}\n{table}\n{end}{after}"
+    return between(ROOT / "README.md", "methods", ["| name | class | what it is |", "|---|---|---|", *rows])
+
+
+def networks_page() -> tuple[Path, str]:
+    lines = ["| name | class | what it is | parameters | for ImageNet | paper |", "|---|---|---|---:|---:|---|"]
+    for e in models.catalog().values():
+        large = _parameters(e.name, num_classes=1000, image_size=224) if e.imagenet else "–"
+        lines.append(f"| {e.name} | `{e.class_name}` | {e.summary} | {_parameters(e.name)} | {large} | {e.paper} |")
+    return between(ROOT / "docs" / "models.md", "networks", lines)
+
+
+def _parameters(name: str, num_classes: int = 10, image_size: int = 32) -> str:
+    with torch.device("meta"):
+        model = models.make(name, num_classes=num_classes, image_size=image_size)
+    return f"{sum(p.numel() for p in model.parameters()):,}"
 
 
 def latest(name: str) -> list[dict[str, str]]:
@@ -147,7 +167,7 @@ def _ratio(text: str) -> str:
 
 def main() -> None:
     stale = []
-    for path, text in (*card_pages(), stub(), readme(), benchmark_page()):
+    for path, text in (*card_pages(), stub(), readme(), networks_page(), benchmark_page()):
         if path.exists() and path.read_text() == text:
             continue
         stale.append(str(path.relative_to(ROOT)))

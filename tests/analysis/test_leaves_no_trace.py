@@ -22,6 +22,7 @@ QUESTIONS = {
     "exact": lambda model, batch: a.fisher_blocks(model, [batch, batch], kind="exact", draws=None),
     "fisher_matrix": lambda model, batch: a.fisher_matrix(model, batch, draws=1),
     "natural_step": a.natural_step,
+    "refusals": a.refusals,
 }
 
 
@@ -35,7 +36,7 @@ def test_no_trace(name):
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_no_trace_when_the_model_raises(name):
-    model, batch = everything(fails_at=1 if name == "fisher_matrix" else 2)
+    model, batch = everything(fails_at=1 if name in {"fisher_matrix", "refusals"} else 2)
     before = record(model)
     with pytest.raises(RuntimeError, match="on purpose"):
         QUESTIONS[name](model, batch)

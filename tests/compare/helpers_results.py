@@ -63,7 +63,7 @@ def put(folder, normalizer, seed, accuracy, *, status="finished", manifest=None,
         else {
             "parameters": 1000,
             "steps": 30,
-            "peak memory": 1 << 20,
+            "memory": 1 << 20,
             "timing": {"seconds": 30 * speed, "seconds per step": speed, "seconds to target": None},
             "notes": [],
         }

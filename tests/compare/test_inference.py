@@ -97,7 +97,16 @@ def test_the_bootstrap_is_the_paired_one_of_scipy():
         rng=np.random.default_rng(5),
     ).confidence_interval
     assert bootstrap_interval(ours - theirs) == pytest.approx((expected.low, expected.high), abs=1e-3)
-    assert bootstrap_interval(ours - theirs) == bootstrap_interval(ours - theirs), "the same every time"
+
+
+def test_how_far_out_the_percentiles_are():
+    values = np.random.default_rng(1).normal(size=7)
+    tail = stats.norm.cdf(-((7 / 6) ** 0.5) * stats.t.ppf(0.975, 6))
+    rng = np.random.default_rng(0)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", confidence_level=1 - 2 * tail, n_resamples=10_000, rng=rng
+    ).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx((expected.low, expected.high)), "and the same every time"
 
 
 def test_the_bootstrap_of_three_is_their_range():

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from compare.helpers_trials import records, trials
@@ -40,8 +41,8 @@ class Failing(Own):
 class FakeRun:
     """A run of the interface that Weights & Biases and trackio share; it keeps its history, as they do."""
 
-    history: list[tuple[int, dict[str, float]]] = []
-    ended: list[object] = []
+    history: ClassVar[list[tuple[int, dict[str, float]]]] = []
+    ended: ClassVar[list[object]] = []
 
     def __init__(self, **options) -> None:
         self.options, self.config = options, {}
@@ -57,9 +58,9 @@ class FakeRun:
 class FakeClient:
     """As much of MLflow's client as is used, over a store that outlives it."""
 
-    runs: dict[str, list[tuple[str, float, int]]] = {}
-    uris: list[str] = []
-    ended: list[str] = []
+    runs: ClassVar[dict[str, list[tuple[str, float, int]]]] = {}
+    uris: ClassVar[list[str]] = []
+    ended: ClassVar[list[str]] = []
 
     def __init__(self, uri: str) -> None:
         self.uris.append(uri)
@@ -175,7 +176,7 @@ def test_a_logger_of_a_user_and_one_that_fails(tmp_path):
 
 def test_what_is_not_there_is_one_sentence(monkeypatch):
     with pytest.raises(
-        OptionError, match="among tensorboard, wandb, trackio, mlflow, or package.module:factory: got 'tensorbord'"
+        OptionError, match=r"among tensorboard, wandb, trackio, mlflow, or package.module:factory: got 'tensorbord'"
     ):
         check(["tensorbord"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -46,11 +46,12 @@ def test_whatever_changes_the_result_changes_the_identity(changed):
 def test_the_identity_of_a_model_in_a_file_is_of_its_text(tmp_path):
     path = tmp_path / "net.py"
     path.write_text("a = 1\n")
-    one, two = (trials(models=[f"{path}:make({i})"])[0] for i in (1, 2))
+    one, other = (trials(models=[f"{path}:make({i})"])[0] for i in (1, 2))
+    assert one.identity != other.identity
     path.write_text("a = 2\n")
-    three = trials(models=[f"{path}:make(3)"])[0]
-    assert one.identity != two.identity
-    assert replace(three, model=one.model).identity == one.identity, "digests are taken once a process"
+    assert replace(one).identity != one.identity
+    path.write_text("a = 1\n")
+    assert replace(one).identity == one.identity
 
 
 def test_there_and_back():

@@ -1,6 +1,9 @@
 """One trial by several processes: the same as by one, up to rounding."""
 
 import datetime
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -144,3 +147,29 @@ def test_the_number_of_ranks_is_part_of_the_identity():
     assert dict(trials(2)[0].training)["ranks"] == 2
     assert Trial.from_dict(trials(2)[0].to_dict()) == trials(2)[0]
     assert "ranks" not in dict(trials(1)[0].training)
+
+
+@pytest.mark.slow
+def test_torchrun_prints_one_result(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'datasets = ["digits:train=60,test=30"]\nmodels = ["mlp_relu"]\nnormalizers = ["batch", "group:num_groups=4"]\n'
+        "batch_sizes = [20]\nepochs = 1\nseeds = 1\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "normsmith",
+        "compare",
+        str(recipe),
+    ]
+    options = ["--out", str(tmp_path / "out"), "--save", str(tmp_path / "report.json"), "--log", "tensorboard", "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [trial["status"] for trial in json.loads(done.stdout)["trials"]] == ["finished", "finished"]
+    assert done.stderr.count("written: ") == 1
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 2

@@ -70,6 +70,10 @@ def _foreign(path):
     path.write_text('["a", "list"]')
 
 
+def _no_trial(path):
+    path.write_text('{"schema": 1, "trial": null}')
+
+
 def _no_records(path):
     manifest = json.loads(path.read_text())
     del manifest["records"]
@@ -86,6 +90,7 @@ FAULTS = {
     _zero_records: "is not what was written",
     _cut_manifest: "is not whole",
     _foreign: "is no manifest",
+    _no_trial: "is no manifest",
     _no_records: "does not say what its records are",
     _newer: "another version",
 }
@@ -93,7 +98,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil", FAULTS)
 def test_copied_in_part(folder, spoil):
-    path = sorted(Folder(folder).trials.glob("*.json"))[0]
+    path = min(Folder(folder).trials.glob("*.json"))
     spoil(path)
     results = load(folder)
     assert len(results.trials) == 5
@@ -109,7 +114,7 @@ def test_copied_in_part(folder, spoil):
 
 
 def test_records_without_a_manifest(folder):
-    sorted(Folder(folder).trials.glob("*.json"))[0].unlink()
+    min(Folder(folder).trials.glob("*.json")).unlink()
     [note] = load(folder).notes
     assert note.startswith("1 trial is not finished")
 
@@ -132,6 +137,12 @@ def test_what_is_broken_here_is_taken_from_there(folder, tmp_path):
     results = load(folder, other)
     assert len(results.trials) == 6
     assert results.notes == ()
+
+
+def test_what_was_interrupted_here_and_finished_there_is_not_missed(folder, tmp_path):
+    identity = put(tmp_path / "b", "layer", 0, 0.9)
+    (Folder(folder).running / f"{identity}.pt").touch()
+    assert load(folder, tmp_path / "b").notes == ()
 
 
 def test_nothing_there(tmp_path):

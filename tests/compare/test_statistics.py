@@ -111,7 +111,7 @@ def test_missing_crashed_and_diverged(tmp_path):
     fill(tmp_path, {"batch": [0.9, 0.91, 0.92, 0.93]})
     put(tmp_path, "group", 0, 0.95)
     put(tmp_path, "group", 1, 0.10, status="diverged")
-    put(tmp_path, "group", 2, None, status="crashed")
+    put(tmp_path, "group", 2, None, status="crashed", manifest={"accuracy": 0.2})  # of an epoch before
     found = judged(tmp_path)
     group = entry(found, "group")
     assert group.scores == {0: 0.95, 1: 0.10}, "a diverged one counts"
@@ -133,6 +133,7 @@ def test_diverged_without_an_accuracy(tmp_path, accuracy):
     found = judged(tmp_path)
     assert entry(found, "group").missing == {1: "diverged without an accuracy"}
     assert entry(found, "group").mean == 0.5
+    assert [note.partition(":")[0] for note in found.notes] == ["1 trial left out, diverged without an accuracy"]
 
 
 def test_all_crashed(tmp_path):
@@ -195,7 +196,7 @@ def test_only_like_is_compared_with_like(tmp_path):
 
 def test_what_does_not_change_an_accuracy_does_not_separate(tmp_path):
     fill(tmp_path, {"batch": CLOSE["batch"]})
-    training = {"amp": False, "threads": 2, "record": ["moments"], "device": "cpu"}
+    training = {"amp": False, "threads": 2, "record": ["moments"], "device": "cpu", "keep_weights": True}
     fill(tmp_path, {"group": CLOSE["group"]}, training=training)
     assert len(judged(tmp_path).settings) == 1
 
@@ -213,12 +214,14 @@ def test_searched_learning_rates_are_each_its_own(tmp_path):
 
 
 def test_of_two_runs_the_newer_counts(tmp_path):
-    fill(tmp_path, CLOSE)
-    put(tmp_path, "group", 1, 0.99, source="2", manifest={"ended": 100.0})
-    put(tmp_path, "group", 0, 0.10, source="2", manifest={"ended": -5.0})
+    for seed in range(6):
+        for source, accuracy, ended in (("1", 0.9, 10.0), ("2", 0.5, 20.0 if seed % 2 else 5.0)):
+            put(tmp_path, "batch", seed, accuracy, source=source, manifest={"ended": ended})
     found = judged(tmp_path)
-    assert entry(found, "group").scores == {0: 0.905, 1: 0.99, 2: 0.93}
-    assert found.notes[0].startswith("of 2 trials there is a newer run, which counts instead: group at batch 32, seed 0")
+    assert entry(found, "batch").scores == {0: 0.9, 1: 0.5, 2: 0.9, 3: 0.5, 4: 0.9, 5: 0.5}
+    [note] = found.notes
+    assert note.startswith("of 6 trials there is a newer run, which counts instead: batch at batch 32, seed ")
+    assert note.endswith(" and 1 more")
 
 
 def test_cost_beside_the_baseline(tmp_path):
@@ -244,6 +247,8 @@ def test_time_to_target(tmp_path):
         put(tmp_path, "batch", seed, 0.9, target_accuracy=0.8, manifest=timing)
     found = entry(judged(tmp_path), "batch").cost
     assert (found.reached, found.seconds_to_target) == (2, 4.0)
+    put(tmp_path / "b", "batch", 0, 0.9)
+    assert entry(judged(tmp_path / "b"), "batch").cost.reached is None, "there was no target"
 
 
 LARGE = {"batch": [0.93, 0.94, 0.935], "group": [0.93, 0.935, 0.94], "layer": [0.92, 0.935, 0.92], "rms": [0.915, 0.92, 0.93]}

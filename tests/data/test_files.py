@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import pickle
 import struct
 
@@ -51,13 +50,14 @@ def test_idx_that_is_broken(tmp_path, name, content, says):
     assert name.partition("-idx")[0] in text or "test split" in says
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "start", "text"])
 def test_gz_that_is_broken(tmp_path, damage):
     mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
-    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "text": b"<html>not found</html>"}[damage])
+    start = data[:10] + b"\xff" * 20 + data[30:]
+    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "start": start, "text": b"<html>not found</html>"}[damage])
     with pytest.raises(InputError, match="fetch it again") as error:
         ns.data.load("mnist:check=False", tmp_path)
     assert str(path) in one_sentence(error)
@@ -97,6 +97,7 @@ def test_usps(tmp_path, packed):
         (lambda text: text.replace("3.0000", "three", 1), "numbers alone"),
         (lambda text: text.replace("3.0000", "13.000", 1), "labels from 0 to 9"),
         (lambda text: text.replace("3.0000 ", "3.0000 nan ", 1).replace("\n4.0000 ", "\n", 1), "257 numbers"),
+        (lambda text: text.replace("0.1", "7.1", 1), "values from -1 to 1"),
     ],
 )
 def test_usps_that_is_broken(tmp_path, change, says):
@@ -242,77 +243,6 @@ def test_pickles_that_are_cut(tmp_path, keep):
     with pytest.raises(InputError, match="data_batch_2 is expected to be a whole pickle") as error:
         ns.data.load("cifar10:check=False", tmp_path)
     one_sentence(error)
-
-
-class Runs:
-    """What a hostile pickle holds."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-class Sets:
-    """State for what a pickle may name."""
-
-    def __reduce__(self):
-        return np.ndarray, (), {"__setstate__": None}
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        lambda path: Runs(os.system, f"touch {path}"),
-        lambda path: Runs(eval, f"open({str(path)!r}, 'w')"),
-        lambda path: Runs(exec, f"open({str(path)!r}, 'w')"),
-        lambda path: Runs(open, str(path), "w"),
-        lambda path: {"data": [Runs(os.mkdir, str(path))]},
-        lambda path: Runs(getattr, 3, "real"),
-        lambda path: Runs(np.fromfile, "/etc/passwd"),
-        lambda path: Runs(np.memmap, str(path), "u1", "w+", 0, (3,)),
-        lambda path: Runs(np.load, str(path)),
-        lambda path: np.array([Runs(os.mkdir, str(path))], dtype=object),
-        lambda path: np.array([None, 1], dtype=object),
-        lambda path: Sets(),
-        lambda path: Runs(__import__, "os"),
-    ],
-)
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_hostile_pickles_are_refused(tmp_path, hostile, protocol):
-    path = tmp_path / "touched"
-    written = pickle.dumps(hostile(path), protocol)
-    with pytest.raises(InputError, match="it is expected to be a whole pickle of arrays and plain values"):
-        loads(written, "it")
-    assert not path.exists()
-    assert np.array_equal(loads(pickle.dumps(np.arange(3), 2), "it"), np.arange(3)), "the reader itself was changed"
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"c_codecs\nencode\n(S'a'\nS'zlib_codec'\ntR.",
-        b"c_codecs\nencode\n(N(dS'encode'\nI1\nstb.",  # sets an attribute on what it is given
-        b"cnumpy\nndarray\n(N(dS'empty'\nI1\nstb.",
-        b"cnumpy\ndtype\n(N(dS'__setstate__'\nI1\nstb.",
-    ],
-)
-def test_pickles_by_hand_are_refused(written):
-    with pytest.raises(InputError, match="whole pickle"):
-        loads(written, "it")
-    assert loads(pickle.dumps([np.ones(2), b"c"], 2), "it")[1] == b"c"
-
-
-@pytest.mark.parametrize(
-    "array", [np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(4, dtype=">i4")]
-)
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_arrays_come_back(array, protocol):
-    found = loads(pickle.dumps({"a": (array, [1, "b", None, 2.5, b"c"])}, protocol), "it")["a"]
-    assert np.array_equal(found[0], array)
-    assert found[1] == [1, "b", None, 2.5, b"c"]
 
 
 def test_a_header_that_promises_much_costs_nothing(tmp_path):

@@ -1,17 +1,14 @@
-"""Readers of image files, in folders and tars: MNIST-M, PACS, Tiny ImageNet, any folder of classes, the Hugging Face hub."""
-
-import sys
-import types
+"""Readers of image files, in folders and tars: MNIST-M, PACS, Tiny ImageNet, any folder of classes."""
 
 import numpy as np
 import pytest
-import torch
 from data.helpers_data import image, one_sentence, pixels, place, tar
 from PIL import Image
 
 import normsmith as ns
+from normsmith.data._files import Files
 from normsmith.data._images import Listed, divided
-from normsmith.errors import DependencyError, InputError, OptionError
+from normsmith.errors import InputError, OptionError
 
 
 def mnist_m(prefix="mnist_m/"):
@@ -54,7 +51,11 @@ def test_mnist_m(tmp_path, form):
         ),
         ("mnist_m_train_labels.txt", b"gone.png 3\n", "mnist_m_train/gone.png, which its list names"),
         ("mnist_m_train_labels.txt", b"", "images to train with"),
-        ("mnist_m_train/00000003.png", b"no image", "mnist_m_train/00000003.png is expected to be an image"),
+        (
+            "mnist_m_train/00000003.png",
+            b"no image",
+            "mnist_m_train/00000003.png is expected to be an image: got nothing that pillow knows",
+        ),
         ("mnist_m_train/00000003.png", image(pixels(32, 32, 3))[:200], "is expected to be an image"),
         ("mnist_m_train/00000003.png", image(pixels(30, 32, 3)), "images of one size"),
         ("mnist_m_test_labels.txt", None, "expects mnist_m_test_labels.txt"),
@@ -269,6 +270,16 @@ def test_a_set_is_divided_within_each_class():
     assert sorted(train.names + test.names) == list(listed.names)
 
 
+def test_of_a_name_that_a_tar_has_twice_the_last_counts(tmp_path):
+    path = tar(tmp_path / "set.tar", classes_of_images())
+    tar(path, {"cat/00.png": image(np.full((6, 6), 77, np.uint8))}, "a")
+    data = ns.data.load(str(path))
+    assert len(data.train) == 16
+    assert len(Files(path).names) == 20
+    assert 77 in data.train.inputs[data.train.targets == 1]
+    assert 0 not in data.train.inputs[data.train.targets == 1]
+
+
 def test_links_and_devices_in_a_tar_are_not_followed(tmp_path):
     import tarfile
 
@@ -278,78 +289,3 @@ def test_links_and_devices_in_a_tar_are_not_followed(tmp_path):
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(entry)
     assert len(ns.data.load(str(path)).train) == 16
-
-
-class Feature:
-    pass
-
-
-class ClassLabel(Feature):
-    names = ("no", "yes")
-
-
-def hub(monkeypatch, splits, image_feature="Image"):
-    """A stand-in for the package datasets, with rows as lists of (picture, label)."""
-    features = {"text": Feature(), "picture": type(image_feature, (Feature,), {})(), "answer": ClassLabel()}
-
-    class Rows:
-        def __init__(self, rows):
-            self.rows, self.features = rows, features
-
-        def __getitem__(self, key):
-            return (
-                [row[1] for row in self.rows]
-                if key == "answer"
-                else {"picture": self.rows[key][0], "answer": self.rows[key][1]}
-            )
-
-    def load_dataset(name, config):
-        if name != "someone/set":
-            raise FileNotFoundError(f"no {name} on the hub\nsecond line")
-        return {split: Rows(rows) for split, rows in splits.items()}
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-
-
-def rows(number, seed=0):
-    return [(Image.fromarray(pixels(5, 5, 3, seed=seed + i)), i % 2) for i in range(number)]
-
-
-def test_the_hub(monkeypatch):
-    hub(monkeypatch, {"train": rows(10), "validation": rows(4, 50)})
-    data = ns.data.load("hf:someone/set")
-    assert data.classes == ("no", "yes")
-    assert np.array_equal(data.train.inputs[3].permute(1, 2, 0).numpy(), pixels(5, 5, 3, seed=3))
-    assert np.array_equal(data.test.inputs[1].permute(1, 2, 0).numpy(), pixels(5, 5, 3, seed=51))
-    assert data.test.targets.tolist() == [0, 1, 0, 1]
-    part = ns.data.load("hf:someone/set:train=4,size=3,channels=grey")
-    assert part.train.inputs.shape == (4, 1, 3, 3)
-    hub(monkeypatch, {"train": rows(10)})
-    alone = ns.data.load("hf:someone/set")
-    assert (len(alone.train), len(alone.test)) == (8, 2)
-    assert torch.equal(alone.test.inputs, data.train.inputs[8:])
-
-
-@pytest.mark.parametrize(
-    ("name", "splits", "feature", "says"),
-    [
-        ("hf:nobody", {"train": rows(4)}, "Image", "got FileNotFoundError: no nobody on the hub"),
-        ("hf:someone/set", {"test": rows(4)}, "Image", "a split 'train': got test"),
-        ("hf:someone/set", {"train": rows(4)}, "Audio", "a column of type Image: got text, picture, answer"),
-    ],
-)
-def test_the_hub_without_what_is_wanted(monkeypatch, name, splits, feature, says):
-    hub(monkeypatch, splits, feature)
-    with pytest.raises(InputError) as error:
-        ns.data.load(name)
-    assert says in one_sentence(error)
-
-
-def test_packages_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DependencyError, match=r"hf:x needs datasets: .*; pip install 'datasets'"):
-        ns.data.load("hf:x")
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    where = place(tmp_path / "set", {"a/1.png": b"", "b/1.png": b""})
-    with pytest.raises(DependencyError, match=r"needs pillow: .*; pip install 'normsmith\[data\]'"):
-        ns.data.load(f"{where}")

@@ -4,17 +4,28 @@ import sys
 
 import pytest
 import torch
-from data.helpers_data import mnist, one_sentence, pixels
+from data.helpers_data import image, mnist, one_sentence, pixels, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import normsmith as ns
-from normsmith.cli import examine
+from normsmith.commands.models import examine
 from normsmith.data._fit import evenly, in_channels, resized
 from normsmith.data.dataset import Split, assemble, statistics
 from normsmith.data.load import cut
 from normsmith.errors import DependencyError, InputError, OptionError
+
+
+def test_trained_on_one_domain_tested_on_another():
+    both = ns.data.load("digits:channels=rgb,size=16 -> digits:test=50")
+    source, target = ns.data.load_pair("digits:channels=rgb,size=16", "digits:test=50")
+    assert torch.equal(both.train.inputs, source.train.inputs)
+    assert torch.equal(both.test.inputs, target.test.inputs)
+    assert len(both.test) == 50
+    assert both.mean == source.mean
+    with pytest.raises(OptionError, match="did you mean 'digits'"):
+        ns.data.load("digits -> digit")
 
 
 def test_digits():
@@ -106,6 +117,9 @@ def test_a_pair_of_other_problems(tmp_path):
     with pytest.raises(InputError, match="the same classes") as error:
         ns.data.load_pair("digits", "scenes", tmp_path)
     assert "11 classes (background, 0, 1, ...)" in one_sentence(error)
+    place(tmp_path / "two", {f"{name}/{i}.png": image(pixels(8, 8)) for name in "ab" for i in range(5)})
+    with pytest.raises(InputError, match="the same classes"):
+        ns.data.load_pair("digits", str(tmp_path / "two"))
     with pytest.raises(InputError, match="two sets for classification: got localisation"):
         ns.data.load_pair("boxes:train=4,test=4", "boxes:train=4,test=4")
 

@@ -279,7 +279,7 @@ def test_what_each_call_alone_had():
     ]
     for x in calls:
         layer.take(x)
-    each, finite = layer._each(2)
+    each, finite = layer.each.last(2)
     assert finite.all()
     for x, mean, var, count in zip(calls[1:], each.mean, each.var, each.count, strict=True):
         flat = x.movedim(1, 0).flatten(1)
@@ -348,6 +348,32 @@ def test_kinds_of_batches():
     assert ns.examine(model, batches(), batches=2).batches == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_kinds_of_numbers(dtype):
+    model, data = healthy(), [(x.to(dtype), y) for x, y in batches()]
+    plain = ns.examine(model, batches()).table
+    for row, expected in zip(ns.examine(model.to(dtype), data).table, plain, strict=True):
+        for key in ("noise", "independent positions", "largest input"):
+            assert row[key] == pytest.approx(expected[key], rel=0.1), key
+        assert row["seconds"] > 0
+
+
+def test_a_model_of_transformers():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    model = BertForSequenceClassification(config)
+    batch = {
+        "input_ids": torch.randint(0, 40, (6, 9)),
+        "attention_mask": torch.ones(6, 9, dtype=torch.long),
+        "labels": torch.tensor([0, 1] * 3),
+    }
+    exam = ns.examine(model, [batch] * 4)
+    assert (exam.samples, exam.batches, len(exam.table)) == (24, 4, 5)
+    assert codes(exam) == []
+    assert all(row["noise"] is not None and row["calls"] == 4 for row in exam.table)
+
+
 @pytest.mark.parametrize(
     ("model", "loader", "says"),
     [
@@ -385,8 +411,8 @@ def test_reports(tmp_path):
     assert result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "deep.1"
     assert "NS102" in exam.save(tmp_path / "exam.txt").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exam.json", "exam.sarif", "exam.txt"]
-    with pytest.raises(ns.OptionError, match=r"\.json, \.sarif"):
-        exam.save(tmp_path / "exam.html")
+    with pytest.raises(ns.OptionError, match=r"\.html, \.json, \.sarif"):
+        exam.save(tmp_path / "exam.pdf")
     assert exam.worst == "error"
 
 

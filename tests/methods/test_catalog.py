@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import normsmith as ns
+from normsmith.methods.catalog import written
 
 
 def test_options_may_be_part_of_the_name():
@@ -38,3 +39,9 @@ def test_mistakes_are_named(name, sentence):
 def test_the_catalog_is_a_copy():
     ns.catalog().clear()
     assert ns.catalog()
+
+
+def test_words_and_brackets_in_a_name():
+    assert ns.make("batch:affine=false,momentum=None", 4).options()["affine"] is False
+    name, options = written("x:a=true,b=(1, 2),c=[3,4],d=word,e='false'")
+    assert (name, options) == ("x", {"a": True, "b": (1, 2), "c": [3, 4], "d": "word", "e": "false"})

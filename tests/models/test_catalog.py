@@ -35,6 +35,14 @@ def test_a_name_with_options_is_the_class_with_them():
         ("resnet20:depths=3", "ResNet expects depths.*got 3"),
         ("resnet20:depths=(3,0)", r"ResNet expects depths\[1\] as a positive integer: got 0"),
         ("resnet20:stem=large", "stem to be one of 'auto', 'cifar', 'imagenet': got 'large'"),
+        ("resnet20:norm_first=no", "ResNet expects norm_first as true or false: got 'no'"),
+        ("densenet40:bottleneck=1", "DenseNet expects bottleneck as true or false: got 1"),
+        ("lstm:rows=0", "LSTMClassifier expects rows as true or false: got 0"),
+        ("lstm:gain=0", "LSTMCell expects gain.* above zero: got 0"),
+        ("resnet20:groups=2", "ResNet expects groups in bottlenecks: got groups=2, group_width=64"),
+        ("resnet20:group_width=4", "ResNet expects groups in bottlenecks: got groups=1, group_width=4"),
+        ("se_resnet20:squeeze=-1", "ResNet expects squeeze as a positive integer: got -1"),
+        ("densenet40:depths=()", r"DenseNet expects depths.*got \(\)"),
         ("mlp:activation=tanh", "activation to be one of"),
     ],
 )
@@ -91,3 +99,10 @@ def test_norms_of_any_kind():
         net = ns.models.make("resnet20:depths=(1,),width=4", norm=norm)
         assert type(net.stem.norm) is kind
         assert (net.stem.conv.bias is None) == (norm is not None)
+
+
+def test_check_name_is_what_make_asks_first():
+    ns.models.check_name("resnet20:width=4")
+    for wrong in ("resnet2000:width=4", "resnet20:widht=4"):
+        with pytest.raises(OptionError):
+            ns.models.check_name(wrong)

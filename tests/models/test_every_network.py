@@ -146,9 +146,10 @@ def test_without_a_norm(spec):
         pytest.skip("its instance norms stay")
     model, (x, target) = made(spec, None), data_of(spec)
     assert not any("Norm" in type(m).__name__ for m in model.modules())
-    assert all(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear)) or (
-        "resnet" in spec or "resnext" in spec  # the projection of a block with the norm first
-    )
+    weighted = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear)}
+    without = [name for name, module in weighted.items() if module.bias is None]
+    first = "preresnet" in spec or spec.startswith("wide")
+    assert without == [name for name in weighted if first and name.endswith("shortcut")]
     TASKS[entry_of(spec).task].loss(model(x), target).backward()
 
 
@@ -216,7 +217,10 @@ def test_convert(spec):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiled(name):
     spec = spec_of(name)
-    model, (x, _) = made(spec).eval(), data_of(spec)
+    norm = (
+        "layer" if name == "vit" else "batch"
+    )  # torch's BatchNorm1d too fails there, on (N, C, T) with channels last in memory
+    model, (x, _) = made(spec, norm).eval(), data_of(spec)
     expected = tensors(model(x))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for found, one in zip(tensors(compiled(x)), expected, strict=True):

@@ -204,6 +204,30 @@ def test_ibn_is_as_place_ibn_has_it_and_the_rest_as_asked(variant):
         assert not ibn
 
 
+@pytest.mark.parametrize("norm", [None, "rms", "batch"])
+def test_ibn_has_biases_where_the_other_norms_have_none(norm):
+    model = ns.models.make("ibn_resnet20_a:depths=(1,1),width=4", norm=norm)
+    assert all((m.bias is None) == (norm == "batch") for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert sum(isinstance(m, ns.IBN) for m in model.modules()) == 1
+
+
+def test_ibn_has_no_relu_behind_norms_that_include_one():
+    model = ns.models.make("ibn_resnet20_a:depths=(1,1),width=4", norm="evo_s0")
+    behind = {type(m.norm): type(m.act) for m in model.modules() if isinstance(m, nn.Sequential) and hasattr(m, "act")}
+    assert behind == {ns.IBN: nn.ReLU, ns.EvoNormS0: nn.Identity}
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+@pytest.mark.parametrize("name", ["vgg16", "alexnet", "shallow_cnn", "unet", "resnet20"])
+def test_small_images_get_through(name, size):
+    if name == "shallow_cnn" and size < 8:
+        with pytest.raises(ns.InputError, match=r"at least 8×8.*got shape"):
+            ns.models.make(name)(torch.randn(1, 3, size, size))
+        return
+    model = ns.models.make(f"{name}:width=2", image_size=size).eval()
+    assert model(torch.randn(1, 3, size, size)).shape[:2] == (1, 10)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 13)])
 def test_a_segmentation_is_as_large_as_the_image(size):
     model = ns.models.make("unet:width=4", num_classes=3, in_channels=1)

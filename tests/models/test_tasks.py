@@ -53,6 +53,7 @@ BOX = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
         ([0.25, 0.25, 0.75, 0.75], 1 / 7, 1 / 7 - 2 / 9),
         ([0.5, 0.5, 1.0, 1.0], 0.0, -0.5),
         ([0.25, 0.25, 0.25, 0.25], 0.0, 0.0),
+        ([0.75, 0.75, 1.0, 1.0], 0.0, -0.6875),
     ],
 )
 def test_overlap_of_boxes(other, iou, generalised):
@@ -84,15 +85,15 @@ def test_a_box_of_no_size_has_a_finite_gradient():
 
 def test_a_detector_learns_where_a_square_is():
     torch.manual_seed(0)
-    places = torch.randint(0, 12, (64, 2))
-    images, target = torch.zeros(64, 1, 16, 16), torch.zeros(64, 5)
+    places = torch.randint(0, 12, (32, 2))
+    images, target = torch.zeros(32, 1, 16, 16), torch.zeros(32, 5)
     for image, aim, (top, left) in zip(images, target, places.tolist(), strict=True):
         image[0, top : top + 4, left : left + 4] = 1
         aim[1:] = torch.tensor([left, top, left + 4, top + 4]) / 16
     model = ns.models.make("detector:width=4", num_classes=2, in_channels=1, norm="group")
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     task = TASKS["localisation"]
-    for _ in range(40):
+    for _ in range(20):
         optimizer.zero_grad()
         task.loss(model(images), target).backward()
         optimizer.step()

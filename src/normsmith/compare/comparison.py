@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from normsmith.compare import tables
 from normsmith.compare.files import Folder, write_whole
 from normsmith.compare.labels import label_of
@@ -38,7 +40,7 @@ class Comparison:
         if not folders:
             raise OptionError("report expects one folder of results or more: got none")
         results = load(*folders, only=only)
-        labels = results.trials.filter(~results.trials["searching"].fill_null(False))["normalizer"].to_list()
+        labels = results.trials.filter(~pl.col("searching").fill_null(value=False))["normalizer"].to_list()
         if not labels:
             where = ", ".join(repr(str(folder)) for folder in folders)
             why = f" ({'; '.join(results.notes)})" if results.notes else ""
@@ -71,8 +73,8 @@ class Comparison:
 
     @cached_property
     def trials(self) -> tuple[dict[str, Any], ...]:
-        """Plain records, one for each trial, those of a search of learning rates left out."""
-        return tuple(_trial(i, m) for i, m in self.results.manifests.items() if not m["trial"].get("searching"))
+        """Plain records, one for each trial, those of a search of learning rates left out; `results.trials` is a data frame."""
+        return tuple(self._trials(searching=False))
 
     def to_pandas(self) -> Any:
         """The table as a pandas data frame; needs pandas."""
@@ -80,11 +82,9 @@ class Comparison:
 
         return pandas.DataFrame(list(self.table))
 
-    def to_polars(self) -> Any:
+    def to_polars(self) -> pl.DataFrame:
         """The table as a polars data frame."""
-        import polars  # noqa: PLC0415  (as to_pandas)
-
-        return polars.DataFrame(list(self.table), infer_schema_length=None)
+        return pl.DataFrame(list(self.table), infer_schema_length=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -94,7 +94,7 @@ class Comparison:
                 "recipe": self.recipe,
                 "baseline": self.statistics.baseline,
                 "trials": self.trials,
-                "searched": [_trial(i, m) for i, m in self.results.manifests.items() if m["trial"].get("searching")],
+                "searched": self._trials(searching=True),
                 "settings": [
                     dict(zip(("ranking", "differences"), self.statistics.of(v.setting), strict=True)) | {"verdict": v}
                     for v in self.verdicts
@@ -107,6 +107,10 @@ class Comparison:
         )
         assert isinstance(found, dict)
         return found
+
+    def _trials(self, *, searching: bool) -> list[dict[str, Any]]:
+        known = self.results.manifests.items()
+        return [_trial(identity, of) for identity, of in known if bool(of["trial"].get("searching")) == searching]
 
     def save(self, path: str | Path) -> Path:
         """Write a report, whole or not at all: `.json` everything, `.md` and `.txt` what is printed, `.csv` the table."""
@@ -178,8 +182,8 @@ def _baseline(wanted: str | None, labels: list[str], recipe: dict[str, Any] | No
 
 def _trial(identity: str, manifest: dict[str, Any]) -> dict[str, Any]:
     head = {"identity": identity, "status": manifest["status"], "accuracy": manifest.get("accuracy")}
-    rest = ("parameters", "peak memory", "error", "traceback", "environment", "started", "ended", "notes")
-    known = {name.replace(" ", "_"): manifest[name] for name in rest if name in manifest}
+    rest = ("parameters", "memory", "error", "traceback", "environment", "started", "ended", "notes")
+    known = {name: manifest[name] for name in rest if name in manifest}
     timing = {name.replace(" ", "_"): value for name, value in manifest.get("timing", {}).items()}
     return {**head, **manifest["trial"], "steps_done": manifest.get("steps"), "timing": timing, **known}
 

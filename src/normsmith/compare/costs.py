@@ -13,7 +13,7 @@ class Cost:
 
     seconds_per_step: float | None
     seconds_ratio: float | None  # to the baseline, of the same seed on the same machine
-    peak_memory: float | None
+    memory: float | None  # bytes
     memory_ratio: float | None
     reached: int | None  # seeds that came to the target accuracy; None where the recipe has no target
     seconds_to_target: float | None  # of those

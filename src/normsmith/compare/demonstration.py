@@ -33,7 +33,7 @@ def demonstrate(recipe: dict[str, Any], out: Path, *, quiet: bool = False) -> De
     """Compare, examine the best and the worst model, and write a page of each; what is done already is not done again."""
     recipe = {**recipe, "training": {**recipe.get("training", {}), "keep_weights": True}}
     result = compare(recipe, out, quiet=quiet)
-    ordered = sorted((t for t in result.trials if t["status"] != "crashed"), key=lambda t: (t["accuracy"], t["identity"]))
+    ordered = sorted((t for t in result.trials if t["accuracy"] is not None), key=lambda t: (t["accuracy"], t["identity"]))
     examinations, links, paths = {}, {}, []
     for place, trial in (("best", ordered[-1]), ("worst", ordered[0])):
         what = f"{place} model ({trial['normalizer']} at batch {trial['batch']}, {trial['accuracy']:.1%})"

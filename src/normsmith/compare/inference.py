@@ -6,7 +6,8 @@ Everything is about paired differences: one number per seed, the score of one no
   3 to 5 seeds nothing can be had without a distribution: a sign-flip test of n seeds has no p below 2^(1-n), 0.25 at 3 seeds and 0.06 at 5;
   and a bootstrap of n values never leaves their range, which covers a median with a chance of 1 - 2^(1-n), 75 % at 3 seeds.
 - The bootstrap stands beside it, as a check that knows no normal distribution: percentiles of `scipy.stats.bootstrap`, widened for the
-  number of seeds as Hesterberg (2015) does, since plain percentiles and BCa are too narrow even at 10 seeds (docs/compare.md has what they cover).
+  number of seeds as Hesterberg (2015) does, since plain percentiles and BCa are too narrow even at 10 seeds (docs/compare.md has what
+  they cover).
 - Differences without any spread have no t. What decides then is the sign-flip test.
 """
 

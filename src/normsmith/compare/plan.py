@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Trial:
         """A setting of `[training]`."""
         return dict(self.training)[name]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Of everything that determines the result, and of the source that computes it."""
         known = {**asdict(self), "source": source_version(), "code": _code(self.model)}
@@ -108,7 +108,6 @@ def source_version() -> str:
 _NOT_IN_TRIALS = {"bench", "cli.py", "report", "integrations"}
 
 
-@cache
 def _code(model: str) -> str:
     """A digest of the file that a model of the user's is in, so that an edited one is another."""
     source = Path(model.partition("(")[0].rpartition(":")[0])

@@ -92,14 +92,14 @@ def _reason(row: Row | None) -> str:
 def group(trials: pl.DataFrame) -> tuple[list[Group], list[str]]:
     """The trials by setting, without those of a search of learning rates; and notes. Of a trial that lies there twice the newest counts."""
     rows = trials.sort("ended", "identity", nulls_last=False).to_dicts()
-    searched = {(row["normalizer"], _setting(row, searched=True)) for row in rows if row["searching"]}
+    searched = {_setting(row, searched=True) for row in rows if row["searching"]}
     groups: dict[Setting, Group] = {}
     older: list[Row] = []
     for row in rows:
         if row["searching"]:
             continue
         free = _setting(row, searched=True)
-        setting = free if (row["normalizer"], free) in searched else _setting(row, searched=False)
+        setting = free if free in searched else _setting(row, searched=False)
         seeds = groups.setdefault(setting, Group(setting)).rows.setdefault(row["normalizer"], {})
         if row["seed"] in seeds:
             older.append(seeds[row["seed"]])

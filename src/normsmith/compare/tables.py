@@ -110,8 +110,8 @@ def _cost(cost: Cost, seeds: int) -> list[str]:
     lines = []
     if cost.seconds_per_step is not None:
         lines.append(f"{1000 * cost.seconds_per_step:.3g} ms a step{_times(cost.seconds_ratio)}")
-    if cost.peak_memory is not None:
-        lines.append(f"{cost.peak_memory / 2**20:.3g} MiB{_times(cost.memory_ratio)}")
+    if cost.memory is not None:
+        lines.append(f"{cost.memory / 2**20:.3g} MiB{_times(cost.memory_ratio)}")
     if cost.reached is not None:
         when = "" if cost.seconds_to_target is None else f" in {cost.seconds_to_target:.3g} s"
         lines.append(f"target: {cost.reached} of {seeds}{when}")

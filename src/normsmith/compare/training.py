@@ -98,7 +98,9 @@ def train_epoch(
     run.model.train()
     part, clip = trial.statistics_batch, float(trial.option("clip"))
     device = next(run.model.parameters()).device
-    losses, samples, times, norms = torch.zeros((), device=device), 0, [], []
+    losses, samples = torch.zeros((), device=device), 0
+    times: list[float] = []
+    norms: list[Tensor] = []
     for x, y in batches:
         began = time.perf_counter()
         factor = rate_at(trial, run.step, total)
@@ -115,7 +117,7 @@ def train_epoch(
         samples += len(x)
         if clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), clip)
-        if run.step % _GRADIENTS_EVERY == 0:
+        if len(times) % _GRADIENTS_EVERY == 0:
             norms.append(nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None]))
         run.optimizer.step()
         run.step += 1

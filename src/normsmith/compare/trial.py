@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from normsmith import data
 from normsmith.compare.average import Average
-from normsmith.compare.build import build, task_of
+from normsmith.compare.build import build
 from normsmith.compare.files import Folder
 from normsmith.compare.loggers import Journal
 from normsmith.compare.memory import kept_for_backward
@@ -24,6 +24,7 @@ from normsmith.compare.plan import Trial, source_version
 from normsmith.compare.share import ALONE, Share
 from normsmith.compare.training import Run, evaluate, make_optimizer, train_epoch
 from normsmith.errors import ResultsError
+from normsmith.models.tasks import TASKS
 
 _PATIENCE = 0.2  # seconds between two words on a trial
 
@@ -143,7 +144,8 @@ class Training:
 
     def __init__(self, trial: Trial, identity: str, dataset: data.Dataset, share: Share) -> None:
         self.trial, self.identity, self.dataset, self.share = trial, identity, dataset, share
-        self.task = task_of(dataset)
+        self._spoken = time.monotonic()
+        self.task = TASKS[dataset.task]
         self.device = torch.device(trial.option("device"))
         train, test = dataset.train, dataset.test
         if trial.searching:
@@ -218,12 +220,11 @@ class Training:
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""
-        spoken = [time.monotonic()]
         score = next((v for _, _, _, name, v in reversed(self.run.records) if name == "accuracy"), None)
 
         def told(step: int) -> None:
-            if time.monotonic() - spoken[0] > _PATIENCE:
-                spoken[0] = time.monotonic()
+            if time.monotonic() - self._spoken > _PATIENCE:
+                self._spoken = time.monotonic()
                 tell(Word(self.identity, step, self.total, score))
 
         return told

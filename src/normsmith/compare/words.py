@@ -48,14 +48,13 @@ def _who_wins(ranked: list[Entry], winner: str | None) -> str:
         return f"Only {spoken(best.normalizer)} has results: nothing to compare."
     if winner:
         return f"{spoken(winner)} is the best, {percent(best.mean)}, clear of every other."
+    best_name = spoken(best.normalizer)
     rivals = [spoken(e.normalizer) for e in ranked[1:] if e.ranks is not None and e.ranks[0] == 1]
     if max(len(e.scores) for e in ranked) < 2:
-        return f"No winner: {spoken(best.normalizer)} has the highest score, of one seed, which says nothing about the next; run at least 3."
+        return f"No winner: {best_name} has the highest score, of one seed, which says nothing about the next; run at least 3."
     if not rivals:
-        return (
-            f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and is not clear of all others."
-        )
-    return f"No winner: {spoken(best.normalizer)} has the highest mean, {percent(best.mean)}, and cannot be told from {listed(rivals)}."
+        return f"No winner: {best_name} has the highest mean, {percent(best.mean)}, and is not clear of all others."
+    return f"No winner: {best_name} has the highest mean, {percent(best.mean)}, and cannot be told from {listed(rivals)}."
 
 
 def _beside_baseline(baseline: str, ranked: list[Entry], differences: list[Difference]) -> list[str]:
@@ -83,10 +82,10 @@ def _what_it_takes(unclear: Sequence[Difference]) -> list[str]:
     if largest is None or largest.mean == 0:
         return []
     size = len(largest.by_seed)
-    seeds = f"about {largest.needed} seeds" if largest.needed is not None else f"more than {MOST_SEEDS} seeds"
-    if largest.needed is not None and largest.needed <= size:
-        seeds = "a few seeds more"
-    text = f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} to show"
+    seeds = f"about {max(largest.needed, size + 1)}" if largest.needed is not None else f"more than {MOST_SEEDS}"
+    text = (
+        f"The largest that is not clear, {spoken(largest.normalizer)} {points(largest.mean)}, would take {seeds} seeds to show"
+    )
     if largest.detectable is not None:
         least = f"{points(largest.detectable, sign=False)} or more" if largest.detectable < 1 else "no size at all"
         text += f"; the {size} at hand show differences of {least}"
@@ -141,14 +140,20 @@ def _worth_telling(falls: Sequence[Fall]) -> list[Fall]:
 def _fall(fall: Fall, names: dict[Setting, str]) -> str:
     where = f" ({names[fall.small.family]})" if len(names) > 1 else ""
     own, others = (f"{percent(pair[1])} to {percent(pair[0])}" for pair in (fall.accuracy, fall.others))
-    verb = "suffers" if fall.accuracy[0] < fall.accuracy[1] else "gains less than the others"
     text = (
-        f"{spoken(fall.normalizer)} {verb} at batch {fall.small.size}{where}: from batch {fall.large.size} it goes from {own}, "
+        f"{spoken(fall.normalizer)} {_verb(fall)} at batch {fall.small.size}{where}: from batch {fall.large.size} it goes from {own}, "
         f"the median of the others from {others}; that is {points(fall.mean)}"
     )
     if fall.interval is not None:
         text += f" ({points(fall.interval[0], unit=False)} to {points(fall.interval[1], unit=False)})"
     return text + ("." if fall.clear else f" in {counted(len(fall.by_seed), 'seed')}, clear alone but not after correction.")
+
+
+def _verb(fall: Fall) -> str:
+    """Who is still ahead of the others does not suffer, nor does who only gains less."""
+    if fall.accuracy[0] >= fall.others[0]:
+        return "loses of its lead"
+    return "suffers" if fall.accuracy[0] < fall.accuracy[1] else "gains less than the others"
 
 
 def _with_size(difference: Difference) -> str:

@@ -22,7 +22,7 @@ class Files:
         self.is_tar = where.is_file()
         if self.is_tar:
             with self._tar() as tar:
-                self.names = sorted(member.name.removeprefix("./") for member in self._members(tar))
+                self.names = sorted({member.name.removeprefix("./") for member in self._members(tar)})
         else:
             self.names = sorted(p.relative_to(where).as_posix() for p in where.rglob("*") if p.is_file())
 
@@ -36,10 +36,13 @@ class Files:
 
     def one(self, name: str) -> bytes:
         """The content of one file."""
-        return next(iter(self.read([name])))[1]
+        return dict(self.read([name]))[name]
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """The names with their contents, in the order in which they lie, which for a tar is the fast one."""
+        """The names with their contents, in the order in which they lie, which for a tar is the fast one.
+
+        A tar may have a name twice, as after an update: then the last counts.
+        """
         wanted = set(names)
         if not self.is_tar:
             yield from ((name, content(self.where / name)) for name in self.names if name in wanted)
@@ -48,7 +51,6 @@ class Files:
             for member in self._members(tar):
                 name = member.name.removeprefix("./")
                 if name in wanted:
-                    wanted.remove(name)  # a tar may hold a name twice
                     file = tar.extractfile(member)
                     assert file is not None
                     yield name, file.read()

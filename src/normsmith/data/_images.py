@@ -83,6 +83,8 @@ def decode(data: bytes, where: str, source: Source) -> Tensor:
         with reader.open(io.BytesIO(data)) as image:
             image.load()
             tensor = as_bytes(image)
+    except reader.UnidentifiedImageError:
+        raise InputError(f"{where} is expected to be an image: got nothing that pillow knows; fetch it again") from None
     except (OSError, ValueError, SyntaxError, EOFError, reader.DecompressionBombError) as error:
         raise InputError(f"{where} is expected to be an image: got {error}; fetch it again, or take it out") from None
     size = source.options.get("size")

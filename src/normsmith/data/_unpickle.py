@@ -93,7 +93,5 @@ def plain(value: Any) -> Any:
     if not isinstance(value, _Array):
         return value
     kind = np.dtype(value.kind.code)
-    if kind.kind not in "buif":
-        raise pickle.UnpicklingError(f"an array of {kind}")
     data = value.data.encode("latin1") if isinstance(value.data, str) else value.data
     return np.frombuffer(data, kind).reshape(value.shape, order=value.order)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normsmith.data.dataset import Split
@@ -72,12 +73,10 @@ def crop(split: Split, mean: Tensor, padding: int = 4) -> Step:
         )
 
     def draw(samples: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(-padding, padding + 1, (samples, 2), generator=generator)
+        return torch.randint(2 * padding + 1, (samples, 2), generator=generator)
 
     def apply(x: Tensor, y: Tensor, drawn: Tensor) -> Pair:
-        down, right = drawn.unbind(1)
-        x = _moved(_moved(x, down, -2), right, -1)
-        return (x, _moved(_moved(y, down, -2), right, -1)) if y.ndim == 3 else (x, y)
+        return _windows(x, padding, drawn), _windows(y, padding, drawn) if y.ndim == 3 else y
 
     return Step(draw, apply)
 
@@ -155,14 +154,11 @@ def luma(x: Tensor) -> Tensor:
     return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
-def _moved(x: Tensor, by: Tensor, dim: int) -> Tensor:
-    """Each sample moved along one dimension; zeros come in."""
-    length = x.shape[dim]
-    shape = [1] * x.ndim
-    shape[0], shape[dim] = len(x), length
-    source = (torch.arange(length, device=x.device) - by[:, None]).view(shape)
-    inside = (source >= 0) & (source < length)
-    return torch.where(inside, x.gather(dim, source.clamp(0, length - 1).expand(x.shape)), 0)
+def _windows(x: Tensor, padding: int, starts: Tensor) -> Tensor:
+    """From each sample with zeros around it, the window of its own size that starts at its row and column."""
+    height, width = x.shape[-2:]
+    every = F.pad(x, (padding,) * 4).unfold(-2, height, 1).unfold(-2, width, 1)  # a view: no window is copied but those taken
+    return every.movedim((-4, -3), (1, 2))[torch.arange(len(x), device=x.device), starts[:, 0], starts[:, 1]]
 
 
 def _between(positions: Tensor, start: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from normsmith.data.dataset import Dataset, assemble
 from normsmith.errors import InputError, OptionError
 from normsmith.methods.catalog import among, options_in
 
+ARROW = "->"
 Root = str | os.PathLike[str] | None
 
 
@@ -29,13 +30,17 @@ def load(name: str, root: Root = None) -> Dataset:
     ns.data.load("path/to/images:size=32,channels=grey")  # a folder or tar with a folder for each class
     ns.data.load("hf:NAME")  # by the package datasets
     ns.data.load("scenes:of=digits")  # a task that is made here: scenes, boxes, moving
+    ns.data.load("mnist -> mnist-m")  # two domains, as `load_pair`: trained on the first, tested on the second
     ```
 
     `root` is the folder that holds the folder of the set, or that folder itself; by default the environment variable NORMSMITH_DATA.
     `train=` and `test=` take so many samples, each class with its share, evenly spaced, so that they are always the same; `size=` brings
     the shorter side of images to it and cuts the middle out of the longer; `channels=` is grey or rgb. `known()` lists the names.
     """
-    entry, place, options = check_name(name)
+    if ARROW in name:
+        source, target = load_pair(*_ends(name), root)
+        return assemble(name, source.task, source.train, target.test, source.classes, (*source.notes, *target.notes))
+    entry, place, options = _checked(name)
     reader = importlib.import_module(f"normsmith.data.{entry.reader}")
     found: Found = reader.read(Source(entry, place, root, options))
     train, test = found.train, found.test
@@ -69,7 +74,18 @@ def held_out(name: str, root: Root, size: int) -> Batches:
     return Batches(data.test, size, mean=data.mean, std=data.std)
 
 
-def check_name(name: str) -> tuple[Entry, str, dict[str, Any]]:
+def check_name(name: str) -> None:
+    """Raise for a name, or an option, that is not known."""
+    for each in _ends(name) if ARROW in name else (name,):
+        _checked(each)
+
+
+def _ends(name: str) -> tuple[str, str]:
+    source, _, target = name.partition(ARROW)
+    return source.strip(), target.strip()
+
+
+def _checked(name: str) -> tuple[Entry, str, dict[str, Any]]:
     """What `cut` finds, or an error if there is no such name, or no such option."""
     entry, place, options = cut(name)
     among(options, list(entry.known_options), place)

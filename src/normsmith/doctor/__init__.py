@@ -10,5 +10,14 @@ those of several batches, workers or ranks merge into those of all.
     normality.py    tests of Gaussianity, with sizes of effect
     topk.py         TopK: the samples with the largest scores of every channel
     gathering.py    streams of all ranks, in one collective
+    calls.py        what each call alone had
+    cells.py        mean and variance of some single samples
+    noise.py        the noise of batch statistics by batch size
+    samples.py      which samples hold the outliers, and what channels are specific to; pictures.py their labels and pictures
+    consistency.py  statistics of small batches against those of a large one
+    shift.py        the distance of the data from the running statistics
+    mixing.py       whether the output for a sample depends on other samples or on padding
+    observe.py      the pass over the data: hooks.py, together.py (ranks), conclude.py; observation.py is what comes of it
+    record.py       the numbers of a layer as plain data
     _describe.py    the pass over a tensor: the kernel on the CPU, plain torch elsewhere
 """

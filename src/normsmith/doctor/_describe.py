@@ -43,8 +43,17 @@ def checked(x: Tensor, channels: int, who: str) -> Tensor:
     return reference.widened(x)
 
 
-def describe(x: Tensor, facts: Tensor, tallies: Tensor | None = None, grid: Grid | None = None) -> Extremes:
-    """Add a checked x to facts, (C, 8), and to tallies, (C, bins), on the grid; the extremes of its cells."""
+def describe(
+    x: Tensor,
+    facts: Tensor,
+    tallies: Tensor | None = None,
+    grid: Grid | None = None,
+    narrowed: tuple[Tensor, Tensor] | None = None,
+) -> Extremes:
+    """Add a checked x to facts, (C, 8), and to tallies, (C, bins), on the grid; the extremes of its cells.
+
+    `narrowed` is the grid in the type of x, if the caller has it already.
+    """
     samples, channels, _ = x.shape
     extremes = x.new_empty((2, samples, channels))
     if x.numel() == 0:
@@ -52,7 +61,7 @@ def describe(x: Tensor, facts: Tensor, tallies: Tensor | None = None, grid: Grid
     elif kernels_take(x) and backend_for(x) is not reference:
         from normsmith.kernels.cpu.describe import describe as in_kernel  # noqa: PLC0415  (numba)
 
-        in_kernel(x, facts, extremes, tallies, None if grid is None else grid.narrowed(x.dtype))
+        in_kernel(x, facts, extremes, tallies, narrowed or (None if grid is None else grid.narrowed(x.dtype)))
     else:
         extremes[0], extremes[1] = x.amin(2), x.amax(2)
         for part in torch.split(x, max(1, CHUNK // (x.shape[1] * x.shape[2]))):

@@ -4,13 +4,15 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from normsmith.doctor.channel_pictures import Subject
 from normsmith.doctor.finding import SEVERITIES, Finding, Severity
+from normsmith.doctor.layer_page import LayerView
 from normsmith.errors import OptionError
 from normsmith.surgery._console import as_text
 
@@ -29,6 +31,9 @@ class Examination:
     missing: tuple[str, ...]
     batches: int
     samples: int
+    details: tuple[Mapping[str, Any], ...]  # for each layer what has no place in a table: curves, samples
+    views: tuple[LayerView, ...] = field(default=(), repr=False)  # what the page shows of each layer
+    subject: Subject | None = field(default=None, repr=False)  # what it takes pictures of
 
     @property
     def worst(self) -> Severity | None:
@@ -59,7 +64,7 @@ class Examination:
             "batches": self.batches,
             "samples": self.samples,
             "findings": [asdict(f) for f in self.findings],
-            "layers": [dict(row) for row in self.table],
+            "layers": [{**row, **more} for row, more in zip(self.table, self.details, strict=True)],
             "missing": list(self.missing),
         }
 
@@ -82,12 +87,22 @@ class Examination:
             "runs": [{"tool": tool, "results": results}],
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Write a report, whole or not at all: `.json` the data, `.sarif` the findings, `.txt` what is printed."""
+    def save(self, path: str | Path, *, pictures: Mapping[str, int] | None = None) -> Path:
+        """Write a report, whole or not at all: `.html` a page, `.json` the data, `.sarif` the findings, `.txt` what is printed.
+
+        `pictures={"layer": channel}`, for a page about a model of images, adds what that channel looks at in some samples, and an input
+        that drives it high: two pictures a layer, of the model as it is now.
+        """
         path = Path(path)
         kinds = {".json": self.to_dict, ".sarif": self.to_sarif}
-        if path.suffix not in {*kinds, ".txt"}:
-            raise OptionError(f"save expects a path that ends in .json, .sarif or .txt: got {path.name!r}")
+        if path.suffix not in {*kinds, ".html", ".txt"}:
+            raise OptionError(f"save expects a path that ends in .html, .json, .sarif or .txt: got {path.name!r}")
+        if path.suffix == ".html":
+            from normsmith.doctor.page import page  # noqa: PLC0415  (needs Jinja)
+
+            return page(self, pictures or {}).save(path)
+        if pictures:
+            raise OptionError(f"save expects pictures= only for a page, .html: got {path.name!r}; leave pictures= out")
         text = str(self) if path.suffix == ".txt" else json.dumps(kinds[path.suffix](), indent=2)
         part = path.with_name(path.name + ".part")
         part.write_text(text + "\n")

@@ -1,17 +1,24 @@
 """What was seen of a model: per layer the exact moments of its inputs and how it was used, without a verdict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
+from normsmith.doctor.calls import Calls
+from normsmith.doctor.cells import Cells
+from normsmith.doctor.consistency import Consistency, consistency
+from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.profile import Profile
+from normsmith.doctor.samples import Outlying, Sample, Specificity
 from normsmith.moments import Moments
 from normsmith.surgery._source import Source
 
-TOGETHER = 12
+if TYPE_CHECKING:
+    from normsmith.doctor.checks._gap import Gap
+    from normsmith.doctor.shift import Shift
 
 
 @dataclass(eq=False)
@@ -22,71 +29,61 @@ class Layer:
     module: nn.Module
     source: Source
     calls: int = 0
-    calls_in_forward: int = 0  # the most in one forward of the model
     samples: list[int] = field(default_factory=list)  # of each call
     positions: int = 0  # per sample, of the smallest input
+    seconds: float = 0.0  # that looking took
     profile: Profile | None = None  # four moments and a histogram per channel
+    cells: Cells | None = None  # moments of some single samples
+    outlying: Outlying | None = None  # the samples furthest out
     before: str = ""  # the convolution or linear layer whose output it reads, if directly
     biased: bool = False  # whether that one has a bias
-    apart: float = 0.0  # of a layer called several times in a forward: how far the calls' means lie apart, in deviations
-    _means: Moments | None = None
-    _nonfinite: int = 0
-    _base: Tensor | None = None  # the profile's facts before the calls that wait
-    _waiting: list[tuple[Tensor, int]] = field(default_factory=list)  # the facts after a call, and its samples
-    _in_forward: int = 0
+    flips: int = 0  # calls whose output has another memory format than their input
+    flip: str = ""  # from which format to which
+    by_mates: float = 0.0  # how far the output of a sample moves with what is in the batch beside it, relative
+    by_padding: float = 0.0  # the same with padding behind it
+    consistency: Consistency | None = None  # of the first batch
+    noise_curve: tuple[NoisePoint, ...] = ()  # these four are filled in at the end of the observation
+    top_samples: tuple[Sample, ...] = ()
+    specificity: Specificity | None = None
+    shift: "Shift | None" = None
+    gap: "Gap | None" = None  # kept when it was asked for first, after the observation
+    each: Calls = field(default_factory=Calls)  # what each call alone had
 
-    def take(self, x: Tensor) -> None:
-        """Add the input of one call, (N, C, ...). What it alone has is worked out by the dozen, which is faster than one by one."""
+    def take(self, x: Tensor, numbers: Tensor | None = None) -> None:
+        """Add the input of one call, (N, C, ...), with the numbers of the samples that its rows are of, where they are known."""
         if self.profile is None:
-            self.profile = Profile(x.shape[1], x.device)
-        if self._base is None:
-            self._base = self.profile.moments.facts.clone()
-        self.profile.add(x)
-        self._waiting.append((self.profile.moments.facts.clone(), x.shape[0]))
-        self._in_forward += 1
+            self.profile, self.cells = Profile(x.shape[1], x.device), Cells(x.shape[1], x.device)
+            self.outlying = Outlying(x.shape[1], x.device)
+            self.consistency = consistency(*self.cells.add(x))
+        else:
+            assert self.cells is not None
+            self.cells.add(x)
+        assert self.outlying is not None
+        self.each.begin(self.profile.moments.facts)
+        extremes = self.profile.add(x)
+        self.each.end(self.profile.moments.facts, x.shape[0])
+        if numbers is not None:
+            self.outlying.look(extremes, numbers, self.profile.moments)
 
-    def end_forward(self) -> None:
-        """Compare the calls of one forward, where there were several."""
-        calls, self._in_forward = self._in_forward, 0
-        self.calls_in_forward = max(self.calls_in_forward, calls)
-        if calls > 1:
-            each, finite = self._each(calls)
-            if bool(finite.all()):
-                deviation = each.var.mean(0).sqrt().clamp_min(1e-12)
-                self.apart = max(self.apart, float(((each.mean.amax(0) - each.mean.amin(0)) / deviation).mean()))
-        if len(self._waiting) >= TOGETHER:
-            self._settle()
+    @property
+    def calls_in_forward(self) -> int:
+        """The most in one forward of the model."""
+        return self.each.most
 
-    def _each(self, calls: int) -> tuple[Moments, Tensor]:
-        """The moments of each of the last calls, (calls, C), and which of them were finite."""
-        assert self._base is not None
-        facts = torch.stack([self._base.to(self._waiting[-1][0].device), *(after for after, _ in self._waiting)])[
-            -calls - 1 :
-        ].cpu()
-        before, after = facts[:-1], facts[1:]
-        count = after[..., COUNT] - before[..., COUNT]
-        safe = count.clamp_min(1)
-        mean = (after[..., COUNT] * after[..., MEAN] - before[..., COUNT] * before[..., MEAN]) / safe
-        between = (mean - before[..., MEAN]).square() * before[..., COUNT] * count / after[..., COUNT].clamp_min(1)
-        var = ((after[..., SECOND] - before[..., SECOND] - between) / safe).clamp_min(0)
-        return Moments(mean, var, count), (after[..., NOT_FINITE] == before[..., NOT_FINITE]).all(1)
-
-    def _settle(self) -> None:
-        if not self._waiting:
-            return
-        each, finite = self._each(len(self._waiting))
-        self._nonfinite += int((~finite).sum())
-        samples = torch.tensor([samples for _, samples in self._waiting], dtype=torch.float64)[:, None].expand_as(each.mean)
-        self._base, self._waiting = self._waiting[-1][0], []
-        if bool(finite.any()):
-            means = Moments(each.mean[finite], torch.zeros_like(each.mean[finite]), samples[finite]).pool(0)
-            self._means = means if self._means is None else self._means.merge(means)
+    @property
+    def apart(self) -> float:
+        """Of a layer called several times in a forward: how far the calls' means lie apart, in deviations."""
+        return self.each.apart
 
     @property
     def nonfinite(self) -> int:
         """Calls with NaN or infinity in the input."""
-        self._settle()
-        return self._nonfinite
+        return self.each.nonfinite
+
+    @property
+    def means(self) -> Moments | None:
+        """How the means of batches scatter, each with the weight of its samples."""
+        return self.each.means
 
     @property
     def moments(self) -> Moments | None:
@@ -95,12 +92,6 @@ class Layer:
             return None
         found = self.profile.moments
         return Moments(*(t.cpu().unsqueeze(0) for t in (found.mean, found.var, found.count)))
-
-    @property
-    def means(self) -> Moments | None:
-        """How the means of batches scatter, each with the weight of its samples."""
-        self._settle()
-        return self._means
 
     @property
     def largest(self) -> float:
@@ -163,7 +154,7 @@ class Layer:
 class Observation:
     """All layers, and the run as a whole."""
 
-    model: nn.Module
+    model: nn.Module  # without what it may be wrapped in
     layers: list[Layer]
     batches: int = 0
     samples: int = 0
@@ -171,7 +162,11 @@ class Observation:
     batch_sizes: list[int] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     missing: list[str] = field(default_factory=list)  # what could not be observed, and why
+    first: Any = None  # the first batch
     unread: dict[str, str] = field(default_factory=dict)  # layers that look like normalizers, and why they cannot be read
+    mixing: dict[str, tuple[float, float]] = field(default_factory=dict)  # of those: by mates and by padding, as in Layer
+    wrappers: Sequence[nn.Module] = ()  # what the model was wrapped in, the outermost first
+    forwards: int = 0  # of the model, the most for one batch
 
     def tracked(self) -> list[Layer]:
         """The layers with running statistics that saw data."""

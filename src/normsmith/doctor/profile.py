@@ -36,6 +36,7 @@ class Profile:
         self.blur = torch.zeros(channels, dtype=torch.int64, device=device)
         self._open = True  # whether a channel may still be without a scale
         self._held = 0  # elements a channel at most
+        self._narrowed: tuple[Grid, Tensor, Tensor] | None = None  # the grid in the type of the data
 
     def fresh(self) -> "Profile":
         """An empty profile on this one's grid."""
@@ -50,7 +51,9 @@ class Profile:
             self._restore([t.to(view.device) for t in self.state()])
         self._make_room(view.shape[0] * view.shape[2])
         if not self._open:
-            return describe(view, self.moments.facts, self.tallies, self.grid)
+            if self._narrowed is None or self._narrowed[0] is not self.grid or self._narrowed[1].dtype != view.dtype:
+                self._narrowed = self.grid, *self.grid.narrowed(view.dtype)
+            return describe(view, self.moments.facts, self.tallies, self.grid, self._narrowed[1:])
         before = self.moments.count.clone()
         if not bool(before.any()):  # no grid yet: one pass for it, one for the tallies
             extremes = describe(view, self.moments.facts)

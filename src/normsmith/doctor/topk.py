@@ -8,8 +8,14 @@ from normsmith.kernels import reference
 from normsmith.kernels.choose import backend_for, kernels_take
 
 _EMPTY = torch.iinfo(torch.int64).min
-_LAST = 2**32 - 1
+LAST = 2**32 - 1
 _TOP = 0x7FFFFFFF
+
+
+def ordered(scores: Tensor) -> Tensor:
+    """Integers that are ordered as these floats, both zeros being one."""
+    words = (scores.contiguous() + 0.0).view(torch.int32)
+    return words ^ ((words >> 31) & _TOP)
 
 
 class TopK:
@@ -28,24 +34,24 @@ class TopK:
     def add(self, scores: Tensor, samples: Tensor) -> None:
         """Add scores of shape (N, C) of the samples with these indices, (N,)."""
         numbers = set(samples.tolist())  # for a batch quicker than tensors are
-        in_range = not numbers or (min(numbers) >= 0 and max(numbers) <= _LAST)
+        in_range = not numbers or (min(numbers) >= 0 and max(numbers) <= LAST)
         if scores.shape != (len(samples), self.channels) or len(numbers) != len(samples) or not in_range:
             raise InputError(
-                f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {_LAST}: got "
+                f"TopK expects scores of shape (N, {self.channels}) and N different indices from 0 to {LAST}: got "
                 f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"
             )
+        if len(samples):
+            self._keep(scores, samples)
+
+    def _keep(self, scores: Tensor, samples: Tensor) -> None:
         self.keys = self.keys.to(scores.device)
-        if not len(samples):
-            return
         scores = scores.detach().float().contiguous()
         if kernels_take(scores) and backend_for(scores) is not reference:
             from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
 
             keep_largest(scores, samples.to(scores.device, torch.int64).contiguous(), self.keys)
             return
-        words = (scores + 0.0).T.contiguous().view(torch.int32)  # + 0.0 makes one zero of both
-        ordered = (words ^ ((words >> 31) & _TOP)).long()
-        keys = (ordered << 32) | (_LAST - samples.to(scores.device, torch.int64))
+        keys = (ordered(scores.T).long() << 32) | (LAST - samples.to(scores.device, torch.int64))
         keys = torch.where(scores.T.isnan(), _EMPTY, keys)
         rows = (keys.amax(1) > self.keys[:, -1]).nonzero().flatten()
         if len(rows):
@@ -56,7 +62,7 @@ class TopK:
         if keys.shape[1] > 2 * self.k:
             keys = keys.topk(self.k).values
         every = torch.cat([kept, keys], 1).sort(1, descending=True).values
-        index = every & _LAST
+        index = every & LAST
         again = (index.unsqueeze(2) == index.unsqueeze(1)).tril(-1).any(2)
         return torch.where(again, _EMPTY, every).sort(1, descending=True).values[:, : self.k]
 
@@ -77,11 +83,11 @@ class TopK:
     @property
     def samples(self) -> Tensor:
         """The indices of the samples, (C, k), the largest score first; -1 where there are fewer than k."""
-        return torch.where(self.keys == _EMPTY, -1, _LAST - (self.keys & _LAST))
+        return torch.where(self.keys == _EMPTY, -1, LAST - (self.keys & LAST))
 
     @property
     def scores(self) -> Tensor:
         """Their scores, (C, k), float32; minus infinity where there are fewer than k."""
-        ordered = (self.keys >> 32).int()
-        scores = (ordered ^ ((ordered >> 31) & _TOP)).view(torch.float32)
+        words = (self.keys >> 32).int()
+        scores = (words ^ ((words >> 31) & _TOP)).view(torch.float32)
         return torch.where(self.keys == _EMPTY, -torch.inf, scores)

@@ -14,7 +14,7 @@ from normsmith.surgery.adapted import Adapted
 
 Norm = str | type[Any] | Callable[..., Any] | None
 LARGE = 128  # from this image size on, networks take the form they have for ImageNet
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def normalizer(norm: Norm, num_features: int) -> nn.Module:
@@ -79,11 +79,12 @@ def unit(
     padding: int | None = None,
     groups: int = 1,
     activation: Callable[[], nn.Module] | None = nn.ReLU,
+    bias: bool | None = None,
     dims: int = 2,
 ) -> nn.Sequential:
-    """Convolution, norm and activation; the convolution has a bias where the norm has none."""
+    """Convolution, norm and activation; unless `bias` says otherwise, the convolution has one where the norm has none."""
     layer = normalizer(norm, after)
-    bias = lacks_bias(layer)
+    bias = lacks_bias(layer) if bias is None else bias
     conv = convolution(before, after, kernel, stride=stride, padding=padding, groups=groups, bias=bias, dims=dims)
     parts = OrderedDict([("conv", conv), ("norm", layer)])
     if activation is not None:
@@ -107,7 +108,7 @@ class GlobalPool(nn.Module):
 def initialise(model: nn.Module, linear: Literal["torch", "he", "xavier"] = "torch") -> None:
     """Weights of convolutions as He et al. (2015), with the variance 2 over the fan out, and biases zero; linear layers as asked."""
     for module in model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear) and linear == "he":
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -131,3 +132,10 @@ def expect_depths(name: str, depths: object) -> None:
     if not isinstance(depths, tuple | list) or not depths:
         raise OptionError(f"{name} expects depths, one number for each stage, as a tuple: got {depths!r}; try (2, 2, 2)")
     expect_sizes(name, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
+
+
+def expect_flags(name: str, **flags: bool) -> None:
+    """Raise unless all are true or false, which a word in a recipe may fail to be."""
+    for key, value in flags.items():
+        if type(value) is not bool:
+            raise OptionError(f"{name} expects {key} as true or false: got {value!r}")

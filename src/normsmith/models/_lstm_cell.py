@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith.errors import OptionError
 from normsmith.models._blocks import Norm, expect_sizes, lacks_bias, normalizer
 
 GATES = 4  # input, forget, cell, output: the order of torch.nn.LSTM
@@ -28,6 +29,8 @@ class LSTMCell(nn.Module):
     def __init__(self, input_size: int, hidden_size: int, *, norm: Norm = None, gain: float = 0.1) -> None:
         super().__init__()
         expect_sizes("LSTMCell", input_size=input_size, hidden_size=hidden_size)
+        if not gain > 0:
+            raise OptionError(f"LSTMCell expects gain, the first weight of its norms, above zero: got {gain!r}; try 0.1")
         self.hidden_size = hidden_size
         self.weight_ih = nn.Parameter(torch.empty(GATES * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(GATES * hidden_size, hidden_size))

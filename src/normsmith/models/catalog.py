@@ -29,6 +29,7 @@ class Entry:
     paper: str
     options: Mapping[str, Any] = field(default_factory=dict)
     task: Task = "classification"
+    imagenet: bool = False  # whether the paper has it for ImageNet
 
     @property
     def rank(self) -> int:
@@ -54,7 +55,7 @@ _HU = "Hu, Shen and Sun, 2018"
 _HUANG = "Huang, Liu, van der Maaten and Weinberger, 2017"
 _PAN = "Pan, Luo, Shi and Tang, 2018"
 _VGG = "Simonyan and Zisserman, 2015"
-_DEEP: dict[str, Any] = {"width": 64, "bottleneck": True, "depths": (3, 4, 6, 3)}
+_DEEP: dict[str, Any] = {"imagenet": True, "width": 64, "bottleneck": True, "depths": (3, 4, 6, 3)}
 _SMALL: dict[str, Any] = {"width": 16, "depths": (3, 3, 3), "shortcut": "pad"}
 
 
@@ -62,8 +63,8 @@ def _perceptron(name: str, summary: str, paper: str, **options: Any) -> Entry:
     return Entry(name, "MLP", "mlp", summary, paper, options)
 
 
-def _residual(name: str, summary: str, paper: str, **options: Any) -> Entry:
-    return Entry(name, "ResNet", "resnet", summary, paper, options)
+def _residual(name: str, summary: str, paper: str, imagenet: bool = False, **options: Any) -> Entry:
+    return Entry(name, "ResNet", "resnet", summary, paper, options, imagenet=imagenet)
 
 
 _ENTRIES = (
@@ -79,11 +80,11 @@ _ENTRIES = (
     _perceptron(
         "deep_linear", "25 layers with nothing but norms between", "Santurkar et al., 2018", activation="none", depth=25
     ),
-    Entry("alexnet", "AlexNet", "vgg", "five convolutions, one tower", "Krizhevsky, 2014"),
-    Entry("vgg_a", "VGG", "vgg", "configuration A: 8 convolutions", _VGG),
-    Entry("vgg16", "VGG", "vgg", "configuration D: 13 convolutions", _VGG, {"depths": (2, 2, 3, 3, 3)}),
+    Entry("alexnet", "AlexNet", "vgg", "five convolutions, one tower", "Krizhevsky, 2014", imagenet=True),
+    Entry("vgg_a", "VGG", "vgg", "configuration A: 8 convolutions", _VGG, imagenet=True),
+    Entry("vgg16", "VGG", "vgg", "configuration D: 13 convolutions", _VGG, {"depths": (2, 2, 3, 3, 3)}, imagenet=True),
     _residual("resnet20", "basic blocks for 32×32, shortcuts without parameters", _HE, **_SMALL),
-    _residual("resnet18", "basic blocks", _HE, width=64, depths=(2, 2, 2, 2)),
+    _residual("resnet18", "basic blocks", _HE, imagenet=True, width=64, depths=(2, 2, 2, 2)),
     _residual("resnet50", "bottleneck blocks", _HE, **_DEEP),
     _residual("preresnet20", "resnet20 with norm and ReLU first", f"{_HE} (b)", **_SMALL, norm_first=True),
     _residual("preresnet50", "resnet50 with norm and ReLU first", f"{_HE} (b)", **_DEEP, norm_first=True),
@@ -93,7 +94,7 @@ _ENTRIES = (
     _residual("ibn_resnet20_b", "resnet20 with instance norm behind two stages", _PAN, **_SMALL, ibn="b"),
     _residual("ibn_resnet50_a", "resnet50 with half instance norm in the first blocks", _PAN, **_DEEP, ibn="a"),
     _residual("ibn_resnet50_b", "resnet50 with instance norm behind two stages", _PAN, **_DEEP, ibn="b"),
-    _residual("resnext29_small", "bottlenecks with 4 groups, 16 planes in the first stage", _XIE,
+    _residual("resnext29_small", "bottlenecks with 4 groups of 4, for 32×32", _XIE,
               depths=(3, 3, 3), width=16, bottleneck=True, groups=4, group_width=16),
     _residual("resnext29", "bottlenecks with 8 groups of 64, for 32×32", _XIE,
               depths=(3, 3, 3), width=64, bottleneck=True, groups=8),
@@ -104,7 +105,7 @@ _ENTRIES = (
     Entry("densenet_bc_100", "DenseNet", "densenet", "48 layers of growth 12 with bottleneck, for 32×32", _HUANG,
           {"depths": (16, 16, 16), "bottleneck": True}),
     Entry("densenet121", "DenseNet", "densenet", "58 layers of growth 32 with bottleneck", _HUANG,
-          {"depths": (6, 12, 24, 16), "growth": 32, "bottleneck": True}),
+          {"depths": (6, 12, 24, 16), "growth": 32, "bottleneck": True}, imagenet=True),
     Entry("vit", "ViT", "vit", "4 encoders of width 64 on a grid of 8×8 patches", "Dosovitskiy et al., 2021"),
     Entry("unet", "UNet", "unet", "3 levels, 16 channels at the top", "Ronneberger, Fischer and Brox, 2015",
           task="segmentation"),

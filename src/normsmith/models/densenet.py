@@ -12,6 +12,7 @@ from normsmith.models._blocks import (
     Norm,
     convolution,
     expect_depths,
+    expect_flags,
     expect_sizes,
     initialise,
     lacks_bias,
@@ -64,6 +65,7 @@ class DenseNet(nn.Module):
         super().__init__()
         expect_sizes("DenseNet", num_classes=num_classes, in_channels=in_channels, image_size=image_size, growth=growth)
         expect_depths("DenseNet", depths)
+        expect_flags("DenseNet", bottleneck=bottleneck)
         channels = 2 * growth if bottleneck else 16
         if image_size >= LARGE:
             self.stem = nn.Sequential(unit(in_channels, channels, 7, norm=norm, stride=2), nn.MaxPool2d(3, 2, 1))

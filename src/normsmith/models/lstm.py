@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.errors import InputError
-from normsmith.models._blocks import Norm, expect_sizes
+from normsmith.models._blocks import Norm, expect_flags, expect_sizes
 from normsmith.models._lstm_cell import LSTMCell
 
 
@@ -30,6 +30,7 @@ class LSTMClassifier(nn.Module):
         super().__init__()
         expect_sizes("LSTMClassifier", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
         expect_sizes("LSTMClassifier", width=width, layers=layers)
+        expect_flags("LSTMClassifier", rows=rows)
         self.rows = rows
         self.numbers = in_channels * image_size if rows else in_channels  # at each step
         self.cells = nn.ModuleList(LSTMCell(width if i else self.numbers, width, norm=norm, gain=gain) for i in range(layers))

@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith.errors import InputError
 from normsmith.models._blocks import GlobalPool, Norm, expect_sizes, initialise, unit
 
-SIZE = 32
+SIZE, SMALLEST = 32, 8  # of a side
 
 
 class ShallowCNN(nn.Module):
@@ -31,6 +32,11 @@ class ShallowCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        if min(x.shape[2:]) < SMALLEST:
+            raise InputError(
+                f"ShallowCNN expects images of at least {SMALLEST}×{SMALLEST}, to have something left behind three pools: got shape "
+                f"{tuple(x.shape)}; scale them up"
+            )
         if max(x.shape[2:]) > SIZE:
             x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         features: Tensor = self.pool(self.backbone(x))

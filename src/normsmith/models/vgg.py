@@ -70,7 +70,7 @@ class AlexNet(nn.Module):
         first = unit(in_channels, width, 11 if large else 5, norm=norm, stride=4 if large else 2, padding=2)
         sizes = ((width, 3 * width, 5), (3 * width, 6 * width, 3), (6 * width, 4 * width, 3), (4 * width, 4 * width, 3))
         others = [unit(*size, norm=norm) for size in sizes]
-        pools = [nn.MaxPool2d(3, 2, ceil_mode=not large) for _ in range(3)]
+        pools = [nn.MaxPool2d(3, 2, padding=0 if large else 1) for _ in range(3)]
         self.backbone = nn.Sequential(first, pools[0], others[0], pools[1], *others[1:], pools[2])
         if large:
             size = (image_size - 7) // 4 + 1  # what 11×11 of stride 4 and padding 2 leave

@@ -1,6 +1,7 @@
 """What surgery does with a model it did not write: refuse wrappers, feed it, look at what comes out, leave no trace of a run."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def run_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
 
     The batch goes to the device of the model. `forward(model, batch)` is called instead if given.
     """
-    where = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    where = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     batch = to_device(batch, where)
     if forward is not None:
         return forward(model, batch)

@@ -20,6 +20,8 @@ from normsmith.compare.plan import Trial
 from normsmith.compare.trial import Word
 from normsmith.errors import OptionError, ResultsError
 
+_REMEMBERED = 4000  # characters of what a worker wrote before it died
+
 
 class LocalEngine:
     """As many processes as the machine has cores for, or `workers`."""
@@ -65,7 +67,7 @@ class LocalEngine:
                     errand.tell(word)
 
     def _replace(self, hand: "_Hand", hands: list["_Hand"], waiting: deque[tuple[float, int, Trial]], errand: Errand) -> None:
-        status, said = hand.stop(patience=5.0), hand.last_words()
+        status, said = hand.stop(patience=5.0)
         if status == FULL:
             raise ResultsError(said)
         if hand.trial is None and not hand.ready:
@@ -131,8 +133,8 @@ class _Hand:
         for line in whole:
             yield Word(**json.loads(line))
 
-    def stop(self, patience: float = 0.0) -> int:
-        """End it, and return how it ended."""
+    def stop(self, patience: float = 0.0) -> tuple[int, str]:
+        """End it, and return how it ended and what it wrote to standard error at last."""
         try:
             status = self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -141,12 +143,12 @@ class _Hand:
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
-        return status
-
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
+        if self._errors.closed:
+            return status, ""
         self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")[-4000:].strip()
+        said = self._errors.read().decode(errors="replace")[-_REMEMBERED:].strip()
+        self._errors.close()
+        return status, said
 
 
 def _heard(hands: list[_Hand]) -> list[tuple[_Hand, Word | None]]:

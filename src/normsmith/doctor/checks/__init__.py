@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator
 
 from normsmith.doctor.checks import (
     affine_decay,
+    batch_mates,
     bias_before,
     dead_channels,
+    distributed_buffers,
+    domain_shift,
     eps_dominated,
     evaluation_by_batch,
     half_precision,
+    memory_format,
     momentum_window,
     never_updated,
     not_finite,
@@ -17,7 +21,9 @@ from normsmith.doctor.checks import (
     shared_layer,
     single_value,
     small_batch,
+    stale_statistics,
     train_eval_gap,
+    updated_twice,
 )
 from normsmith.doctor.finding import Finding
 from normsmith.doctor.observation import Observation
@@ -26,19 +32,34 @@ Check = Callable[[Observation], Iterator[Finding]]
 
 # What layers hold and how they are used.
 OF_STATE: tuple[Check, ...] = tuple(
-    module.check for module in (not_finite, never_updated, single_value, not_frozen, momentum_window, affine_decay, bias_before)
+    module.check
+    for module in (
+        not_finite,
+        never_updated,
+        single_value,
+        not_frozen,
+        momentum_window,
+        affine_decay,
+        bias_before,
+        updated_twice,
+        memory_format,
+        distributed_buffers,
+    )
 )
 # What layers read: where statistics are those of no data, what comes behind them is not what the model does.
 OF_DATA: tuple[Check, ...] = tuple(
     module.check
     for module in (
         train_eval_gap,
+        stale_statistics,
+        domain_shift,
         eps_dominated,
         dead_channels,
         half_precision,
         small_batch,
         shared_layer,
         evaluation_by_batch,
+        batch_mates,
         outliers,
     )
 )

@@ -24,6 +24,12 @@ class Gap:
 
 def gap(layer: Layer) -> Gap:
     """The gap of a layer with running statistics that saw data."""
+    if layer.gap is None:
+        layer.gap = _gap(layer)
+    return layer.gap
+
+
+def _gap(layer: Layer) -> Gap:
     assert layer.moments is not None
     own = getattr(layer.module, "part_of", lambda statistic: statistic)  # the channels that have running statistics
     mean, var = own(layer.moments.mean.flatten()), own(layer.moments.var.flatten())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from normsmith.doctor.checks.small_batch import noise
 from normsmith.doctor.finding import Finding
+from normsmith.doctor.mixing import by_batch_in_evaluation
 from normsmith.doctor.observation import Observation
-from normsmith.methods.catalog import CATALOG
 
 SCATTER = 0.1
 
@@ -18,11 +18,10 @@ def check(seen: Observation) -> Iterator[Finding]:
     """One finding for all such layers."""
     found = {}
     for layer in seen.layers:
-        without = (
-            CATALOG[layer.source.method].batch_dependent and not layer.tracked and getattr(layer.module, "use_batch", True)
-        )
-        if without and layer.moments is not None and seen.batches > 1 and noise(layer) > SCATTER:
-            found[layer.name] = {"scatter of batch means": noise(layer)}
+        if layer.moments is None or seen.batches < 2 or not by_batch_in_evaluation(layer):
+            continue
+        if noise(layer) > SCATTER:
+            found[layer.name] = {"scatter of batch means": noise(layer), "output moved by one sample": layer.by_mates}
     if found:
         yield Finding(
             "NS204",

@@ -3,27 +3,23 @@
 The gap (`_gap.py`) is 0 where evaluation does what training does, and 1 where the difference is as large as the output. A warning from
 0.3, an error from 1, and only if it is three times what the scatter of the batches explains.
 A net whose learning rate has fallen stays below (none of 100 in benchmarks/known_answers.py); in the middle of training, at a high one,
-statistics do lag behind the weights, and the warning is true.
+statistics do lag behind the weights, and the warning is true. Layers whose reason is known are NS108.
 """
 
 from collections.abc import Iterator
 
-from normsmith.doctor.checks._gap import gap
-from normsmith.doctor.checks.never_updated import is_new
+from normsmith.doctor.checks._far import ERROR, too_far
+from normsmith.doctor.checks.stale_statistics import reason
 from normsmith.doctor.finding import Finding
 from normsmith.doctor.observation import Observation
-
-WARNING, ERROR = 0.3, 1.0
 
 
 def check(seen: Observation) -> Iterator[Finding]:
     """One finding for all such layers."""
     found = {}
     for layer in seen.tracked():
-        if is_new(layer) or not all(bool(t.isfinite().all()) for t in layer.running()):
-            continue
-        size = gap(layer)
-        if size.size > max(WARNING, 3 * size.chance):
+        size = too_far(layer)
+        if size is not None and not reason(layer, seen):
             worst = int(size.channels.argmax())
             found[layer.name] = {
                 "gap": size.size,
@@ -31,6 +27,8 @@ def check(seen: Observation) -> Iterator[Finding]:
                 "worst channel": worst,
                 "there": float(size.channels[worst]),
             }
+            if layer.shift is not None:
+                found[layer.name] |= {"Wasserstein distance": layer.shift.wasserstein, "if adapted": layer.shift.adapted}
     if found:
         most = max(numbers["gap"] for numbers in found.values())
         yield Finding(

@@ -1,0 +1,93 @@
+"""What each call of a layer alone had: how the means of batches scatter, which calls were not finite, how far calls lie apart."""
+
+import torch
+from torch import Tensor
+
+from normsmith.doctor._describe import COUNT, MEAN, NOT_FINITE, SECOND
+from normsmith.moments import Moments
+
+TOGETHER = 12
+
+
+class Calls:
+    """Worked out by the dozen, from the sums before and after each call, which is faster than one by one."""
+
+    def __init__(self) -> None:
+        self.apart = 0.0  # of a layer called several times in a forward: how far the calls' means lie apart, in deviations
+        self.most = 0  # calls in one forward of the model
+        self._means: Moments | None = None
+        self._nonfinite = 0
+        self._base: Tensor | None = None  # the facts before the calls that wait
+        self._waiting: list[tuple[Tensor, int]] = []  # the facts after a call, and its samples
+        self._in_forward = 0
+
+    def begin(self, facts: Tensor) -> None:
+        """The facts before a call."""
+        if self._base is None:
+            self._base = facts.clone()
+
+    def end(self, facts: Tensor, samples: int) -> None:
+        """The facts after it."""
+        self._waiting.append((facts.clone(), samples))
+        self._in_forward += 1
+
+    def end_forward(self) -> None:
+        """Compare the calls of one forward, where there were several."""
+        calls, self._in_forward = self._in_forward, 0
+        self.most = max(self.most, calls)
+        if calls > 1:
+            each, finite = self.last(calls)
+            if bool(finite.all()):
+                deviation = each.var.mean(0).sqrt().clamp_min(1e-12)
+                self.apart = max(self.apart, float(((each.mean.amax(0) - each.mean.amin(0)) / deviation).mean()))
+        if len(self._waiting) >= TOGETHER:
+            self._settle()
+
+    def last(self, calls: int) -> tuple[Moments, Tensor]:
+        """The moments of each of the last calls, (calls, C), and which of them were finite."""
+        assert self._base is not None
+        every = [self._base.to(self._waiting[-1][0].device), *(after for after, _ in self._waiting)]
+        facts = torch.stack(every[-calls - 1 :]).cpu()
+        before, after = facts[:-1], facts[1:]
+        count = after[..., COUNT] - before[..., COUNT]
+        safe = count.clamp_min(1)
+        mean = (after[..., COUNT] * after[..., MEAN] - before[..., COUNT] * before[..., MEAN]) / safe
+        between = (mean - before[..., MEAN]).square() * before[..., COUNT] * count / after[..., COUNT].clamp_min(1)
+        var = ((after[..., SECOND] - before[..., SECOND] - between) / safe).clamp_min(0)
+        return Moments(mean, var, count), (after[..., NOT_FINITE] == before[..., NOT_FINITE]).all(1)
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        each, finite = self.last(len(self._waiting))
+        self._nonfinite += int((~finite).sum())
+        samples = torch.tensor([samples for _, samples in self._waiting], dtype=torch.float64)[:, None].expand_as(each.mean)
+        self._base, self._waiting = self._waiting[-1][0], []
+        if bool(finite.any()):
+            self._add(Moments(each.mean[finite], torch.zeros_like(each.mean[finite]), samples[finite]).pool(0))
+
+    def _add(self, means: Moments | None) -> None:
+        if means is not None:
+            self._means = means if self._means is None else self._means.merge(means)
+
+    @property
+    def nonfinite(self) -> int:
+        """Calls with NaN or infinity in the input."""
+        self._settle()
+        return self._nonfinite
+
+    @property
+    def means(self) -> Moments | None:
+        """How the means of batches scatter, each with the weight of its samples."""
+        self._settle()
+        return self._means
+
+    @classmethod
+    def together(cls, *parts: "Calls") -> "Calls":
+        """What all of them have seen, settled."""
+        every = cls()
+        for part in parts:
+            every._add(part.means)
+            every._nonfinite += part.nonfinite
+            every.apart, every.most = max(every.apart, part.apart), max(every.most, part.most)
+        return every

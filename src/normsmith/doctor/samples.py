@@ -1,0 +1,120 @@
+"""Which samples hold the outliers of a layer, of which class they are, and whether a channel is for them alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normsmith.doctor._describe import Extremes
+from normsmith.doctor.moments import FourMoments
+from normsmith.doctor.topk import LAST, TopK, ordered
+
+KEPT, SHOWN = 8, 8
+FIRES, FLOOR = 5.0, 4.0  # deviations
+FEW, MAJORITY, CHANCE = 4, 0.75, 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample of the loader, counted from 0, and the channel where it lies the furthest from the mean, in deviations."""
+
+    index: int
+    label: int | None
+    channel: int
+    score: float
+    thumbnail: Tensor | None  # uint8, (1 or 3, height, width)
+
+
+@dataclass(frozen=True)
+class Specificity:
+    """Of the tails of channels with a sample beyond FIRES deviations: how many fire for one sample, for one class, or for all kinds."""
+
+    one_sample: int
+    one_class: int
+    general: int
+
+
+class Outlying(TopK):
+    """The samples with the largest and with the smallest elements of every channel: a row for each of both tails.
+
+    Elements themselves are kept, not their distances from a mean that is not known before the end, so scores are exact. Taken are
+    those more than FLOOR deviations out by the statistics of the first batch, which spares most of the work.
+    """
+
+    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
+        super().__init__(2 * channels, KEPT, device)
+        self._begun = False
+
+    def begin(self, moments: FourMoments) -> None:
+        """Fill the rows with places that only elements beyond the floor take: of no sample, with the floor for a score."""
+        floor = torch.cat([moments.mean, -moments.mean]) + FLOOR * torch.cat([moments.std, moments.std])
+        self.keys = (ordered(floor.float()).long() << 32).unsqueeze(1).expand(-1, self.k).contiguous()
+        self._begun = True
+
+    def look(self, cells: Extremes, numbers: Tensor, moments: FourMoments) -> None:
+        """Add the extremes of cells, of one or several adjacent rows for each of these samples, to a layer of these moments so far."""
+        if not self._begun:
+            self.begin(moments)
+        both = torch.cat([cells.high, -cells.low], 1)
+        if len(both) != len(numbers):
+            both = both.view(len(numbers), -1, both.shape[1]).amax(1)
+        self._keep(both, numbers)
+
+    @property
+    def samples(self) -> Tensor:
+        """The numbers of the samples, (2C, k), the furthest first; -1 where there are fewer than k beyond the floor."""
+        return torch.where((self.keys & LAST) == 0, -1, super().samples)
+
+    def restored(self, state: list[Tensor]) -> "Outlying":
+        """A stream like this one with that state."""
+        stream = Outlying(self.channels // 2, state[0].device)
+        stream.keys = state[0].clone(memory_format=torch.contiguous_format)
+        return stream
+
+    def deviations(self, moments: FourMoments) -> Tensor:
+        """How many deviations from the mean of its channel each kept element is, (2C, k); minus infinity where there is none finite."""
+        mean, std = moments.mean.to(self.keys.device), moments.std.to(self.keys.device)
+        center, unit = torch.cat([mean, -mean]).unsqueeze(1), torch.cat([std, std]).unsqueeze(1)
+        scores = self.scores.double()
+        held = (unit > 0) & (self.samples >= 0) & scores.isfinite()
+        return torch.where(held, (scores - center) / torch.where(unit > 0, unit, 1), -torch.inf)
+
+    def top(self, moments: FourMoments, count: int = SHOWN) -> list[tuple[int, int, float]]:
+        """Sample, channel and score of the samples furthest out, each once, the furthest first."""
+        if not bool((self.samples[:, 0] >= 0).any()):
+            return []
+        far, samples = self.deviations(moments).flatten().cpu(), self.samples.flatten().cpu()
+        order = far.topk(min(len(far), 16 * count)).indices
+        found: dict[int, tuple[int, int, float]] = {}
+        for at, index, score in zip(order.tolist(), samples[order].tolist(), far[order].tolist(), strict=True):
+            if index >= 0 and score > 0 and index not in found:
+                found[index] = (index, at // KEPT % (self.channels // 2), score)
+        return list(found.values())[:count]
+
+    def specificity(self, moments: FourMoments, labels: Tensor | None) -> Specificity:
+        """What the tails with outliers fire for; `labels` has one for each sample, by its number.
+
+        For one sample: no other is beyond. For one class: at least FEW of those kept are beyond, MAJORITY of them of that class, and by
+        chance that would be so in less than one case in a hundred.
+        """
+        beyond = (self.deviations(moments) > FIRES).cpu()
+        fires = beyond.any(1)
+        beyond, samples = beyond[fires], self.samples.cpu()[fires]
+        one_sample, one_class = int((beyond.sum(1) == 1).sum()), 0
+        if labels is not None and len(beyond):
+            _, kinds, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+            one_class = _of_one_class(kinds[samples.clamp_min(0)], beyond, counts.double() / len(labels))
+        return Specificity(one_sample, one_class, len(beyond) - one_sample - one_class)
+
+
+def _of_one_class(kinds: Tensor, beyond: Tensor, frequency: Tensor) -> int:
+    """How many rows are mostly of one class, and not by chance: by the tail of the binomial distribution."""
+    number = torch.zeros(len(kinds), len(frequency), dtype=torch.int64).scatter_add_(1, kinds, beyond.long())
+    most, kind = number.max(1)
+    fired = beyond.sum(1)
+    steps = torch.arange(beyond.shape[1] + 1, dtype=torch.float64)
+    n, p = fired.double().unsqueeze(1), frequency[kind].unsqueeze(1).clamp(1e-12, 1 - 1e-12)
+    logs = torch.lgamma(n + 1) - torch.lgamma(steps + 1) - torch.lgamma((n - steps).clamp_min(0) + 1)
+    mass = torch.where(steps <= n, (logs + steps * p.log() + (n - steps) * (1 - p).log()).exp(), 0)
+    tail = torch.where(steps >= most.unsqueeze(1), mass, 0).sum(1)
+    return int(((fired >= FEW) & (most >= MAJORITY * fired) & (tail < CHANCE)).sum())
