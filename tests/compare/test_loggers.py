@@ -180,5 +180,5 @@ def test_what_is_not_there_is_one_sentence(monkeypatch):
     ):
         check(["tensorbord"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match="log='wandb' expects the package wandb: got none; pip install wandb"):
+    with pytest.raises(DependencyError, match="the logger 'wandb' expects the package wandb: got none; pip install wandb"):
         check(["wandb"])

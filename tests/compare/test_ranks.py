@@ -167,7 +167,7 @@ def test_torchrun_prints_one_result(tmp_path):
         "compare",
         str(recipe),
     ]
-    options = ["--out", str(tmp_path / "out"), "--save", str(tmp_path / "report.json"), "--log", "tensorboard", "--json"]
+    options = ["--out", str(tmp_path / "out"), "--save", str(tmp_path / "report.json"), "--logger", "tensorboard", "--json"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert [trial["status"] for trial in json.loads(done.stdout)["trials"]] == ["finished", "finished"]

@@ -21,7 +21,7 @@ def compare(
     workers: int | None = None,
     address: str | None = None,
     root: Path | None = None,
-    log: list[str] | None = None,
+    logger: list[str] | None = None,
     save: list[Path] | None = None,
     init: Flag = False,
     schema: Flag = False,
@@ -46,7 +46,7 @@ def compare(
         Of a Ray cluster; auto finds the one this machine is part of.
     root
         Where data sets lie (default: the environment variable NORMSMITH_DATA).
-    log
+    logger
         Also log to tensorboard, wandb, trackio, mlflow, or package.module:factory; as often as needed.
     save
         Files to write the report to: .html, .json, .md or .csv (default: report.html and report.json in the folder).
@@ -72,7 +72,7 @@ def compare(
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.read(_embedded())
     out = out or Path("normsmith-results") / chosen.name
-    result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, log=log or (), quiet=quiet)
+    result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, loggers=logger or (), quiet=quiet)
     if not leads():
         return
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)

@@ -182,10 +182,10 @@ def check(names: Collection[str]) -> tuple[str, ...]:
             load_factory(name, "a logger")
             continue
         if name not in _KNOWN:
-            raise OptionError(f"log expects loggers among {', '.join(_KNOWN)}, or package.module:factory: got {name!r}")
+            raise OptionError(f"loggers are expected among {', '.join(_KNOWN)}, or package.module:factory: got {name!r}")
         package, _ = _KNOWN[name]
         if importlib.util.find_spec(package) is None:
-            raise DependencyError(f"log={name!r} expects the package {package}: got none; pip install {package}")
+            raise DependencyError(f"the logger {name!r} expects the package {package}: got none; pip install {package}")
     return tuple(names)
 
 

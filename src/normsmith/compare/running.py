@@ -28,7 +28,7 @@ def compare(
     workers: int | None = None,
     address: str | None = None,
     root: str | Path | None = None,
-    log: Sequence[str] = (),
+    loggers: Sequence[str] = (),
     quiet: bool = False,
 ) -> Comparison:
     """Train every normalizer of a recipe with every data set, model, batch size and seed, and compare.
@@ -43,14 +43,14 @@ def compare(
     by default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch.
     `engine` is "local", as many processes as there are cores (or `workers`), "ray", a cluster (of `address`, by default this machine
     alone), or "inline", this process; started by torchrun, all ranks train each trial together. `root` is where data sets lie, by default
-    the environment variable NORMSMITH_DATA. `log` names loggers: tensorboard, wandb, trackio, mlflow, or package.module:factory. On a
+    the environment variable NORMSMITH_DATA. `loggers` are tensorboard, wandb, trackio, mlflow, or package.module:factory. On a
     terminal bars show how far it is; `quiet` leaves them out.
     """
     recipe = read(recipe)
     folder = Folder(out or Path("normsmith-results") / recipe.name)
     where = root or os.environ.get("NORMSMITH_DATA")
+    names = check(loggers)
     hands = _engine(engine, workers, address)
-    loggers = check(log)
 
     def run() -> list[Trial]:
         folder.prepare()
@@ -58,7 +58,7 @@ def compare(
         write_whole(folder.path / "recipe.json", lambda part: part.write_text(text))
         listener = Listener() if quiet else Live()
         with listener:
-            return sweep(recipe, folder, hands, None if where is None else Path(where), listener, loggers)
+            return sweep(recipe, folder, hands, None if where is None else Path(where), listener, names)
 
     trials = hands.among_ranks(run) if isinstance(hands, RanksEngine) else run()
     return Comparison.load(folder.path, only=[t.identity for t in trials], baseline=recipe.reference)

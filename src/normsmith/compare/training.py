@@ -103,14 +103,12 @@ def train_epoch(
     norms: list[Tensor] = []
     for x, y in batches:
         began = time.perf_counter()
-        factor = rate_at(trial, run.step, total)
         for group in run.optimizer.param_groups:
-            group["lr"] = trial.step_size * factor
+            group["lr"] = trial.step_size * rate_at(trial, run.step, total)
         run.optimizer.zero_grad(set_to_none=True)
         for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
             with _precision(trial, device):
-                own = share.part(piece)
-                loss = loss_of(run.model(own), share.part(target)) * (len(own) / len(x))
+                loss = loss_of(run.model(own := share.part(piece)), share.part(target)) * (len(own) / len(x))
             loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach() * len(x)
         share.add_gradients(run.model.parameters())
