@@ -176,6 +176,20 @@ def flipping(model: nn.Module) -> None:
     norms(model)[0].register_forward_hook(lambda m, x, y: y.contiguous(memory_format=torch.channels_last))
 
 
+def shifted(model: nn.Module) -> None:
+    """The running means of one layer two deviations off, whose share in the loss depth="full" is to find."""
+    chosen = norms(model)[int(torch.randint(len(norms(model)), ()))]
+    chosen.running_mean += 2 * chosen.running_var.sqrt() * torch.randn(chosen.num_features).sign()  # type: ignore[union-attr, operator]
+
+
+def share_is_found(sick: nn.Module, healthy: nn.Module, batches: Data) -> bool:
+    """Whether NS401 names the layer that differs first."""
+    names = {m: name for name, m in sick.named_modules()}
+    apart = [a for a, b in zip(norms(sick), norms(healthy), strict=True) if not torch.equal(a.running_mean, b.running_mean)]  # type: ignore[arg-type]
+    exam = ns.examine(sick, batches, depth="full")
+    return any(f.code == "NS401" and f.layers[0] == names[apart[0]] for f in exam.findings)
+
+
 Plant = Callable[[nn.Module], "dict[str, Any] | None"]  # what it gives is for `examine`
 FAULTS: dict[str, tuple[Plant, str, int]] = {  # what is done, the code, the batch size of the examination
     "never updated": (never, "NS101", 32),
@@ -197,7 +211,7 @@ FAULTS: dict[str, tuple[Plant, str, int]] = {  # what is done, the code, the bat
 
 def main() -> None:
     """The rates."""
-    clean, found = 0, dict.fromkeys(FAULTS, 0)
+    clean, closely, shares, found = 0, 0, 0, dict.fromkeys(FAULTS, 0)
     for seed in range(MODELS):
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
@@ -209,14 +223,19 @@ def main() -> None:
         clean += not exam.at_least("warning")
         if exam.at_least("warning"):
             print(f"seed {seed}: {exam}", file=sys.stderr)
+        closely += not ns.examine(model, held_out[32], depth="full").at_least("warning")
+        sick = copy.deepcopy(model)
+        shifted(sick)
+        shares += share_is_found(sick, model, held_out[32])
         for name, (plant, code, size) in FAULTS.items():
             sick = copy.deepcopy(model)
             exam = ns.examine(sick, held_out[size], **(plant(sick) or {}))
             found[name] += any(f.code == code for f in exam.at_least("info" if code in FOR_INFORMATION else "warning"))
     around = record.circumstances()
-    rows = [("healthy", "", clean), *((name, FAULTS[name][1], number) for name, number in found.items())]
+    looked_closer = [("healthy, depth full", "", closely), ("one layer shifted", "NS401", shares)]
+    rows = [("healthy", "", clean), *looked_closer, *((name, FAULTS[name][1], number) for name, number in found.items())]
     for name, code, number in rows:
-        print(f"{name:18} {code:6} {number} of {MODELS}")
+        print(f"{name:19} {code:6} {number} of {MODELS}")
     if len(sys.argv) > 1:
         return
     with (Path(__file__).parent / "results" / "known_answers.csv").open("a", newline="") as file:

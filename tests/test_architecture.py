@@ -116,12 +116,7 @@ def test_sizes(path):
     assert len(lines) <= 300, "split the file"
     for node in ast.walk(ast.parse(path.read_text())):
         # The loops of the kernels are long on purpose: a function of their own for each step would cost the vectoriser its view.
-        if (
-            isinstance(node, ast.FunctionDef)
-            and path.parent.name != "cpu"
-            and path.parent.name != "commands"
-            and path.name != "cli.py"
-        ):
+        if isinstance(node, ast.FunctionDef) and path.parent.name not in {"cpu", "commands"} and path.name != "cli.py":
             assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
 
 

@@ -153,3 +153,63 @@ def test_examine_says_what_is_wrong(nets, loader, says):
     error = call("examine", nets, "--loader", nets.replace(":net", f":{loader}"), code=2).stderr
     assert says in error
     assert len(error.strip().splitlines()) == 1
+
+
+LABELLED = """
+
+def pairs():
+    return [(torch.randn(16, 3), torch.randint(0, 4, (16,))) for _ in range(8)]
+
+def classifier():
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+    for x, _ in pairs():
+        model(x)
+    return model
+"""
+
+
+@pytest.fixture
+def classifier(nets):
+    path = nets.removesuffix(":net")
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write(LABELLED)
+    return path
+
+
+def test_examine_looks_closer_and_recommends(classifier):
+    arguments = ["examine", f"{classifier}:classifier", "--loader", f"{classifier}:pairs", "--budget", "60"]
+    data = json.loads(call(*arguments, "--depth", "full", "--json").stdout)
+    assert data["layers"][0]["gradient ratio"] > 0
+    assert data["whole"]["loss by running statistics"] > 0
+    printed = call(*arguments, "--recommend", "batch=4,batch_independent=true", "--train-steps", "2").stdout
+    assert "Sequential at batches of 4: the loss after 2 steps" in printed
+    assert "batch: ruled out" in printed
+
+
+def test_examine_without_arguments_shows_planted_faults(tmp_path):
+    pytest.importorskip("sklearn")
+    path = tmp_path / "exam.json"
+    printed = " ".join(call("examine", "--save", str(path), "--fail-on", "warning", code=1).stdout.split())
+    for code in ("NS102", "NS104", "NS207"):
+        assert f"found: warning {code}" in printed
+        assert f"warning {code}:" in printed
+    assert {f["code"] for f in json.loads(path.read_text())["findings"]} >= {"NS102", "NS104", "NS207"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--loader", "a:b"], "got only a loader; name a model too"),
+        (["a:b"], "got only a model; name --loader too"),
+        (["--train-steps", "3"], "--train-steps with --recommend"),
+        (["--recommend", "batch"], "batch=2,max_slowdown=1.5"),
+        (["--budget", "3", "PAIR"], "leave it out"),
+        (["--recommend", "bacth=2", "PAIR"], "did you mean 'batch'"),
+    ],
+)
+def test_examine_says_what_is_missing(classifier, arguments, says):
+    pair = [f"{classifier}:classifier", "--loader", f"{classifier}:pairs"]
+    given = [part for argument in arguments for part in (pair if argument == "PAIR" else [argument])]
+    error = call("examine", *given, code=2).stderr
+    assert says in error
+    assert len(error.strip().splitlines()) == 1

@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "Comparison": "normsmith.compare.comparison",
     "Examination": "normsmith.doctor.examination",
     "Finding": "normsmith.doctor.finding",
+    "Recommendation": "normsmith.doctor.recommend.recommendation",
     "examine": "normsmith.doctor.examine",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",

@@ -7,6 +7,7 @@ from normsmith.compare.comparison import Comparison as Comparison
 from normsmith.doctor.examination import Examination as Examination
 from normsmith.doctor.examine import examine as examine
 from normsmith.doctor.finding import Finding as Finding
+from normsmith.doctor.recommend.recommendation import Recommendation as Recommendation
 from normsmith.errors import BackendError as BackendError
 from normsmith.errors import CaptureError as CaptureError
 from normsmith.errors import DependencyError as DependencyError

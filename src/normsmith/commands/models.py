@@ -1,29 +1,31 @@
 """`examine` and `convert`: what is wrong with a model, and what a conversion would do to it."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-import normsmith
-from normsmith.errors import OptionError
-
 
 def examine(
-    model: str,
+    model: str | None = None,
     *,
     loader: str | None = None,
     data: str | None = None,
     root: Path | None = None,
     batch_size: int | None = None,
     batches: int | None = None,
+    depth: Literal["default", "full"] = "default",
+    budget: float | None = None,
+    recommend: str | None = None,
+    train_steps: int = 0,
     save: Path | None = None,
     fail_on: Literal["warning", "error"] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Say what is wrong with a model's normalization: evidence, and the cure as a line of code.
+
+    Without arguments a small net is trained on digits for some seconds, with faults planted in it, and examined.
 
     Parameters
     ----------
@@ -39,6 +41,14 @@ def examine(
         Samples in a batch of the data (default: 32): as many as in training.
     batches
         How many to look at (default: all).
+    depth
+        full looks closer: the share of each layer in the loss, gradients, curvature. It needs labels, and some time.
+    budget
+        Seconds after which the closer look, and the recommendation, begin nothing new.
+    recommend
+        Constraints such as batch=2,max_slowdown=1.5: then also rank normalizers, by measuring each on these data.
+    train_steps
+        Steps of training for each of them, before it is measured.
     save
         A file to write the report to: .html, a page that needs no network; .json; .sarif for CI; or .txt.
     fail_on
@@ -46,19 +56,11 @@ def examine(
     as_json
         Print the report as JSON.
     """
-    from normsmith.data.load import held_out
-    from normsmith.locate import load_loader, load_model
+    from normsmith.doctor import session
 
-    if data is not None and loader is None:
-        given: Iterable[object] = held_out(data, root, 32 if batch_size is None else batch_size)
-    elif loader is None or data is not None:
-        raise OptionError(f"examine expects --loader or --data: got {'neither' if data is None else 'both'}; give one of them")
-    elif root is not None or batch_size is not None:
-        raise OptionError("examine expects --root and --batch-size with --data alone: got them with --loader; leave them out")
-    else:
-        given = load_loader(loader)
-    exam = normsmith.examine(load_model(model), given, batches=batches)
-    print(json.dumps(exam.to_dict(), indent=2) if as_json else exam)
+    request = session.Request(model, loader, data, root, batch_size, batches, depth, budget, recommend, train_steps)
+    exam, text, found = session.run(request)
+    print(json.dumps(found, indent=2) if as_json else text)
     if save is not None:
         exam.save(save)
     if fail_on is not None and exam.at_least(fail_on):

@@ -20,4 +20,14 @@ those of several batches, workers or ranks merge into those of all.
     observe.py      the pass over the data: hooks.py, together.py (ranks), conclude.py; observation.py is what comes of it
     record.py       the numbers of a layer as plain data
     _describe.py    the pass over a tensor: the kernel on the CPU, plain torch elsewhere
+
+Of models:
+
+    observe.py      hooks that feed these streams; observation.py: what they saw, layer by layer
+    checks/         a room for each finding
+    full/           the closer look: loss by layer swaps, gradients, curvature, within a budget
+    examine.py      all of it; examination.py: the result
+    recommend/      candidates, measured on copies of the model
+    subject.py      a model with its data and its loss, for what runs it again
+    embedded.py     a net with planted faults; session.py: the command
 """

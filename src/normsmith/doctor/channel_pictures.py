@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,44 +16,36 @@ JITTER, BLUR = 16, 64  # the side of an image is so many times as much
 BRIGHTEST = 0.99  # of the gradients: what is above is as bright
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """The model that was examined, and a few of its input images."""
-
-    model: nn.Module
-    images: Tensor
-
-
-def subject_of(model: nn.Module, batch: Any) -> Subject | None:
-    """The model with the first samples of a batch; None where its input is no tensor of images."""
+def images_of(batch: Any) -> Tensor | None:
+    """The first samples of a batch; None where the model's input is no tensor of images."""
     if isinstance(batch, tuple | list) and batch:
         batch = batch[0]
     if isinstance(batch, Tensor) and batch.dim() == 4 and batch.is_floating_point() and batch.numel():
-        return Subject(model, batch[:SAMPLES].detach().clone())
+        return batch[:SAMPLES].detach().clone()
     return None
 
 
-def pictures(subject: Subject | None, asked: Mapping[str, int]) -> dict[str, list[Picture]]:
+def pictures(model: nn.Module, images: Tensor | None, asked: Mapping[str, int]) -> dict[str, list[Picture]]:
     """The pictures of one channel of each layer that is asked for."""
-    if asked and subject is None:
+    if asked and images is None:
         raise InputError(
             "save expects pictures= only for a model that was examined with batches of images, (N, C, H, W), first in them, and without "
             "forward=; leave pictures= out, or call ns.analysis.saliency"
         )
-    return {name: _of_channel(subject, name, channel) for name, channel in asked.items()} if subject is not None else {}
+    return {name: _of_channel(model, images, name, channel) for name, channel in asked.items()} if images is not None else {}
 
 
-def _of_channel(subject: Subject, name: str, channel: int) -> list[Picture]:
-    where = next((t.device for t in (*subject.model.parameters(), *subject.model.buffers())), None)
-    images = subject.images.to(where)
-    heat = saliency(subject.model, images, name, channel).abs().amax(1, keepdim=True).float()
+def _of_channel(model: nn.Module, images: Tensor, name: str, channel: int) -> list[Picture]:
+    where = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    images = images.to(where)
+    heat = saliency(model, images, name, channel).abs().amax(1, keepdim=True).float()
     bright = heat.flatten(1).quantile(BRIGHTEST, 1).clamp_min(torch.finfo(torch.float32).tiny).view(-1, 1, 1, 1)
     shown = torch.cat([_stretched(images), _bytes((heat / bright).clamp_max(1)).expand(-1, 3, -1, -1)], 2)
     low, high = float(images.min()), float(images.max())
     bounds = (low, high) if high > low else (low - 1, low + 1)
     side = min(images.shape[2:])
     found = activation_maximum(
-        subject.model,
+        model,
         name,
         channel,
         (1, *images.shape[1:]),

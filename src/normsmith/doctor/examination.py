@@ -3,16 +3,19 @@
 import json
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
-from normsmith.doctor.channel_pictures import Subject
 from normsmith.doctor.finding import SEVERITIES, Finding, Severity
 from normsmith.doctor.layer_page import LayerView
+from normsmith.doctor.recommend.recommend import recommend
+from normsmith.doctor.recommend.recommendation import Recommendation
+from normsmith.doctor.subject import Subject
 from normsmith.errors import OptionError
 from normsmith.surgery._console import as_text
 
@@ -32,8 +35,10 @@ class Examination:
     batches: int
     samples: int
     details: tuple[Mapping[str, Any], ...]  # for each layer what has no place in a table: curves, samples
+    whole: Mapping[str, float]  # numbers of the model as a whole, of depth="full"
+    subject: Subject = field(repr=False)
     views: tuple[LayerView, ...] = field(default=(), repr=False)  # what the page shows of each layer
-    subject: Subject | None = field(default=None, repr=False)  # what it takes pictures of
+    images: Tensor | None = field(default=None, repr=False)  # a few of the inputs, for pictures of channels
 
     @property
     def worst(self) -> Severity | None:
@@ -43,6 +48,32 @@ class Examination:
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings that are at least so severe."""
         return tuple(f for f in self.findings if f.weight >= SEVERITIES.index(severity))
+
+    def recommend(
+        self,
+        constraints: Mapping[str, Any] | None = None,
+        *,
+        train_steps: int = 0,
+        candidates: Sequence[str] | None = None,
+        seed: int = 0,
+        budget: float | None = None,
+    ) -> Recommendation:
+        """Rank normalizers for this model by measuring each on a copy of it, converted and recalibrated, on these data.
+
+        - `constraints`: `{"batch": 2}`, samples in a batch of training (default: those of the loader); `"batch_independent": True`;
+          `"max_slowdown": 1.5`, of a step against the model as it is.
+        - `train_steps`: train every copy so many steps first, from the same seed, on the same batches, by Adam with lr 0.001.
+        - `candidates`: names of the catalog, with options if need be; the default is the model's own method and some usual ones.
+        - `budget`: seconds after which no further candidate is begun.
+
+        The loader is gone through again, up to 512 samples: one half to learn from, one to measure on, in batches of that size. The
+        score is the loss in evaluation after training. Without training it is the larger of two losses: in evaluation, and by the
+        statistics of training, as that is where training would start from. Without labels it is the distance of the outputs to those of
+        the model as it is, in their deviations. A conversion that needs training is judged too harshly without `train_steps`. A winner
+        is named only if all others are behind it beyond a 95 % interval (`recommend/ranking.py`). The model, and the random state, stay
+        as they are.
+        """
+        return recommend(self.subject, constraints, train_steps, candidates, seed, budget)
 
     def to_pandas(self) -> Any:
         """The table of layers as a pandas data frame; needs pandas."""
@@ -66,6 +97,7 @@ class Examination:
             "findings": [asdict(f) for f in self.findings],
             "layers": [{**row, **more} for row, more in zip(self.table, self.details, strict=True)],
             "missing": list(self.missing),
+            "whole": dict(self.whole),
         }
 
     def to_sarif(self) -> dict[str, Any]:

@@ -1,18 +1,22 @@
 """`examine`: look at a model over data, and say what is wrong with its normalization."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from normsmith.doctor.channel_pictures import subject_of
-from normsmith.doctor.checks import OF_DATA, OF_STATE, SPOIL
+from normsmith.doctor.channel_pictures import images_of
+from normsmith.doctor.checks import OF_DATA, OF_LOSS, OF_STATE, SPOIL
 from normsmith.doctor.examination import Examination
+from normsmith.doctor.finding import Finding
+from normsmith.doctor.full.look import Keep, check_budget, look_closer
 from normsmith.doctor.layer_page import view_of
+from normsmith.doctor.observation import Observation
 from normsmith.doctor.observe import observe
 from normsmith.doctor.record import details, record
+from normsmith.doctor.subject import BatchLoss, Subject
 from normsmith.surgery._models import Forward
 
 
@@ -24,6 +28,9 @@ def examine(
     forward: Forward | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     process_group: dist.ProcessGroup | None = None,
+    depth: Literal["default", "full"] = "default",
+    loss: BatchLoss | None = None,
+    budget: float | None = None,
 ) -> Examination:
     """Run `model` over `loader` in evaluation, and return what its normalizers suffer from, with evidence and cures.
 
@@ -40,16 +47,17 @@ def examine(
 
     Under torch.distributed every rank of `process_group` (of the default one unless given) calls this with a loader of its own, and gets
     the examination of all data. Samples are then numbered as by a DistributedSampler that does not shuffle: the ranks take turns.
+
+    `depth="full"` looks closer, on the first eight batches: the share of every layer in the loss that evaluation adds, gradients across
+    layers, Fisher blocks, smoothness, covariate shift. It says how long that takes, and stops after `budget` seconds of it. Its loss is
+    `loss(output, batch)`, one number; or that in the output; or the cross entropy with the whole numbers that follow the input of a batch.
     """
-    seen = observe(model, loader, batches=batches, forward=forward, optimizer=optimizer, process_group=process_group)
-    findings = [finding for check in OF_STATE for finding in check(seen)]
-    if SPOIL & {finding.code for finding in findings}:
-        seen.missing.append(
-            "what layers read: behind statistics of no data it means nothing; take the cure, then examine again"
-        )
-    else:
-        findings += [finding for check in OF_DATA for finding in check(seen)]
-    findings.sort(key=lambda finding: (-finding.weight, finding.code))
+    check_budget(depth, budget)
+    kept = Keep()
+    keep = kept.add if depth == "full" else None
+    seen = observe(model, loader, batches=batches, forward=forward, optimizer=optimizer, process_group=process_group, keep=keep)
+    subject = Subject(seen.model, loader, batches, forward, loss, optimizer)
+    findings = _findings(seen, subject, kept.batches if depth == "full" else None, budget)
     unread = [f"{name or 'the model'}: {reason}" for name, reason in seen.unread.items()]
     unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if layer.moments is None]
     return Examination(
@@ -60,6 +68,22 @@ def examine(
         seen.batches,
         seen.samples,
         tuple(details(layer) for layer in seen.layers),
+        seen.closer.whole() if seen.closer else {},
+        subject,
         tuple(view_of(layer) for layer in seen.layers),
-        subject_of(seen.model, seen.first) if forward is None else None,
+        images_of(seen.first) if forward is None else None,
     )
+
+
+def _findings(seen: Observation, subject: Subject, kept: list[Any] | None, budget: float | None) -> list[Finding]:
+    """What the checks find, the worst first; behind statistics that are none, only of state. `kept`: what to look closer at."""
+    findings = [finding for check in OF_STATE for finding in check(seen)]
+    if SPOIL & {finding.code for finding in findings}:
+        seen.missing.append(
+            "what layers read: behind statistics of no data it means nothing; take the cure, then examine again"
+        )
+    else:
+        if kept is not None:
+            seen.closer = look_closer(seen, subject, kept, budget)
+        findings += [finding for check in (*OF_DATA, *OF_LOSS) for finding in check(seen)]
+    return sorted(findings, key=lambda finding: (-finding.weight, finding.code))

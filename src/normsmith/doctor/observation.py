@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from normsmith.doctor.calls import Calls
 from normsmith.doctor.cells import Cells
 from normsmith.doctor.consistency import Consistency, consistency
+from normsmith.doctor.full.closer import Closer
 from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.profile import Profile
 from normsmith.doctor.samples import Outlying, Sample, Specificity
@@ -167,6 +168,7 @@ class Observation:
     mixing: dict[str, tuple[float, float]] = field(default_factory=dict)  # of those: by mates and by padding, as in Layer
     wrappers: Sequence[nn.Module] = ()  # what the model was wrapped in, the outermost first
     forwards: int = 0  # of the model, the most for one batch
+    closer: Closer | None = None  # of depth="full"
 
     def tracked(self) -> list[Layer]:
         """The layers with running statistics that saw data."""

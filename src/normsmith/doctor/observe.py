@@ -1,7 +1,7 @@
 """Running a model over data with hooks that take the moments of what its normalizers read; nothing of the model is changed."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +31,12 @@ def observe(
     forward: Forward | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     process_group: dist.ProcessGroup | None = None,
+    keep: Callable[[Any], None] | None = None,
 ) -> Observation:
     """One pass over the data, in evaluation; a model or loader that raises ends it early, with what was seen until then.
 
-    Under torch.distributed the observation is that of all ranks, which meet once, at the end.
+    Under torch.distributed the observation is that of all ranks, which meet once, at the end. `keep` is given every batch that the model
+    took.
     """
     expect_module(model, "examine")
     check_loader(loader, batches, "examine")
@@ -48,7 +50,7 @@ def observe(
     with contextlib.suppress(TypeError):
         seen.steps_per_epoch = len(loader)  # type: ignore[arg-type]
     company = Company(process_group)
-    job = _Job(seen, forward, Pictures(company.rank, company.size))
+    job = _Job(seen, forward, Pictures(company.rank, company.size), keep)
     kept, photograph, randomness = Kept(model.modules(), model.parameters()), Photograph(model), Randomness(model)
     held = [*model.parameters(), *model.buffers()]
     versions = [t._version for t in held]
@@ -94,6 +96,7 @@ class _Job:
     seen: Observation
     forward: Forward | None
     pictures: Pictures
+    keep: Callable[[Any], None] | None
     passing: Passing = field(default_factory=Passing)
 
     def run(self, loader: Iterable[Any], batches: int | None) -> None:
@@ -127,6 +130,8 @@ class _Job:
         for layer in seen.layers:
             layer.each.end_forward()
         self.pictures.add(batch, size, self._furthest)
+        if self.keep is not None:
+            self.keep(batch)
 
     def _furthest(self) -> set[int]:
         """The samples that have outliers in some layer so far."""

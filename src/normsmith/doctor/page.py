@@ -41,7 +41,7 @@ Pictures = Mapping[str, Sequence[Picture]]
 
 def page(exam: "Examination", asked: Mapping[str, int]) -> Page:
     """The page, with pictures of the channels asked for."""
-    pictures = channel_pictures.pictures(exam.subject, _known(exam, asked))
+    pictures = channel_pictures.pictures(exam.subject.model, exam.images, _known(exam, asked))
     worst = {row["layer"]: _worst(exam.findings, row["layer"]) for row in exam.table}
     counts = [(severity, sum(f.severity == severity for f in exam.findings)) for severity in reversed(SEVERITIES)]
     verdict = ", ".join(_count(number, severity) for severity, number in counts if number)

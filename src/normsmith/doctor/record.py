@@ -31,6 +31,7 @@ def record(layer: Layer, seen: Observation) -> dict[str, Any]:
         "independent positions": independent(layer.noise_curve),
         "format flips": layer.flips,
         "seconds": layer.seconds,
+        **(seen.closer.record(layer.name) if seen.closer else {}),
     }
 
 

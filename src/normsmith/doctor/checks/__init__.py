@@ -11,7 +11,9 @@ from normsmith.doctor.checks import (
     domain_shift,
     eps_dominated,
     evaluation_by_batch,
+    gradient_growth,
     half_precision,
+    loss_share,
     memory_format,
     momentum_window,
     never_updated,
@@ -23,6 +25,7 @@ from normsmith.doctor.checks import (
     small_batch,
     stale_statistics,
     train_eval_gap,
+    unequal_scales,
     updated_twice,
 )
 from normsmith.doctor.finding import Finding
@@ -63,5 +66,7 @@ OF_DATA: tuple[Check, ...] = tuple(
         outliers,
     )
 )
+# What needs a loss: depth="full".
+OF_LOSS: tuple[Check, ...] = tuple(module.check for module in (loss_share, gradient_growth, unequal_scales))
 SPOIL = {"NS101", "NS103"}
-CHECKS = (*OF_STATE, *OF_DATA)
+CHECKS = (*OF_STATE, *OF_DATA, *OF_LOSS)
