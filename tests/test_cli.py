@@ -199,8 +199,8 @@ def test_examine_without_arguments_shows_planted_faults(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--loader", "a:b"], "got only a loader; name a model too"),
-        (["a:b"], "got only a model; name --loader too"),
+        (["--loader", "a:b"], "a model with --loader: got none"),
+        (["a:b"], "--loader or --data, where batches are from: got neither"),
         (["--train-steps", "3"], "--train-steps with --recommend"),
         (["--recommend", "batch"], "batch=2,max_slowdown=1.5"),
         (["--budget", "3", "PAIR"], "leave it out"),

@@ -218,9 +218,9 @@ def test_examine_from_the_command_line(tmp_path, capsys):
     ("given", "says"),
     [
         ({"data": "digts"}, "did you mean 'digits'"),
-        ({}, "--loader or --data: got neither"),
+        ({}, "batches are from: got neither"),
         ({"data": "digits", "loader": "x:y"}, "got both"),
-        ({"loader": "x:y", "batch_size": 4}, "with --data alone"),
+        ({"loader": "x:y", "batch_size": 4}, "--root and --batch-size with --data"),
         ({"data": "digits", "batch_size": 0}, "positive integer: got 0"),
     ],
 )

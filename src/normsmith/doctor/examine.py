@@ -53,11 +53,16 @@ def examine(
     `loss(output, batch)`, one number; or that in the output; or the cross entropy with the whole numbers that follow the input of a batch.
     """
     check_budget(depth, budget)
-    kept = Keep()
-    keep = kept.add if depth == "full" else None
+    kept = Keep() if depth == "full" else None
+    keep = kept.add if kept else None
     seen = observe(model, loader, batches=batches, forward=forward, optimizer=optimizer, process_group=process_group, keep=keep)
     subject = Subject(seen.model, loader, batches, forward, loss, optimizer)
-    findings = _findings(seen, subject, kept.batches if depth == "full" else None, budget)
+    findings = _findings(seen, subject, kept.batches if kept else None, budget)
+    return _examination(seen, subject, findings)
+
+
+def _examination(seen: Observation, subject: Subject, findings: list[Finding]) -> Examination:
+    """All that came of it."""
     unread = [f"{name or 'the model'}: {reason}" for name, reason in seen.unread.items()]
     unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if layer.moments is None]
     return Examination(
@@ -71,7 +76,7 @@ def examine(
         seen.closer.whole() if seen.closer else {},
         subject,
         tuple(view_of(layer) for layer in seen.layers),
-        images_of(seen.first) if forward is None else None,
+        images_of(seen.first) if subject.forward is None else None,
     )
 
 

@@ -43,7 +43,8 @@ def run(request: Request) -> tuple[Examination, str, dict[str, Any]]:
         story = sick.told(exam)
         data = {**exam.to_dict(), "planted": [asdict(fault) for fault in sick.faults]}
     else:
-        exam = _examined(load_model(request.model), _batches(request), request)
+        batches = _batches(request)
+        exam = _examined(load_model(request.model), batches, request)
         data = exam.to_dict()
     parts = [story, str(exam)]
     if wanted is not None:
@@ -69,7 +70,7 @@ def _check_batches(request: Request) -> None:
 def _batches(request: Request) -> Iterable[Any]:
     if request.loader is not None:
         return load_loader(request.loader)
-    return held_out(str(request.data), request.root, request.batch_size or 32)
+    return held_out(str(request.data), request.root, 32 if request.batch_size is None else request.batch_size)
 
 
 def _examined(model: Any, loader: Any, request: Request) -> Examination:
