@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,6 +66,17 @@ def load_loader(spec: str) -> Iterable[Any]:
             ) from error
     if not isinstance(found, Iterable) and not hasattr(found, "__getitem__"):
         raise InputError(f"{spec!r} is expected to give a loader, which yields batches: got a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def load_factory(spec: str, what: str) -> Callable[..., Any]:
+    """The function or class that `spec` names: `"package.module:factory"` or `"path/to/file.py:factory"`. `what` it makes, for messages."""
+    source, colon, name = _cut(spec)
+    if not colon or not source or not name:
+        raise OptionError(f"{what} is expected as package.module:factory or path/to/file.py:factory: got {spec!r}")
+    found = _resolve(source, name)
+    if not callable(found):
+        raise ModelError(f"{spec!r} is expected to name a factory: got a {type(found).__name__}")
     return found  # type: ignore[no-any-return]
 
 

@@ -24,6 +24,7 @@ def compare(
     workers: int | None = None,
     address: str | None = None,
     root: Path | None = None,
+    logger: list[str] | None = None,
     save: list[Path] | None = None,
     init: Flag = False,
     schema: Flag = False,
@@ -48,6 +49,8 @@ def compare(
         Of a Ray cluster; auto finds the one this machine is part of.
     root
         Where data sets lie (default: the environment variable NORMSMITH_DATA).
+    logger
+        Also log to tensorboard, wandb, trackio, mlflow, or package.module:factory; as often as needed.
     save
         Files to write the report to: .html, .json, .md or .csv (default: report.html and report.json in the folder).
     init
@@ -67,11 +70,14 @@ def compare(
     if schema:
         print(json.dumps(recipes.json_schema(), indent=2))
         return
+    from normsmith.compare.engines.ranks import leads
     from normsmith.compare.running import compare as run
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.read(_embedded())
     out = out or Path("normsmith-results") / chosen.name
-    result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, quiet=quiet)
+    result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, loggers=logger or (), quiet=quiet)
+    if not leads():
+        return
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)
     _write(result, save or [out / "report.html", out / "report.json"])
 

@@ -23,6 +23,9 @@ SCHEMA = 1
 COLUMNS = {"epoch": pl.Int32, "step": pl.Int64, "layer": pl.String, "name": pl.String, "value": pl.Float64}
 
 
+Record = tuple[int, int, str, str, float]
+
+
 class Folder:
     """Where the results of trials are."""
 
@@ -60,7 +63,7 @@ class Folder:
         whole = hashlib.sha256(content).hexdigest() == records.get("sha256")
         return "" if whole else f"{path.name} is not what was written"
 
-    def finish(self, identity: str, manifest: dict[str, Any], records: list[tuple[int, int, str, str, float]]) -> None:
+    def finish(self, identity: str, manifest: dict[str, Any], records: list[Record]) -> None:
         """Write the results of a trial, records first."""
         path = self.trials / f"{identity}.parquet"
         table = pl.DataFrame(records, schema=COLUMNS, orient="row")

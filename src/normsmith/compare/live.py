@@ -1,6 +1,7 @@
 """What a sweep shows while it runs: on a terminal bars for the whole and for every trial under way, elsewhere a line for each that ends."""
 
 from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -25,7 +26,7 @@ class Live(Listener):
         self._whole: TaskID | None = None
         self._checks: TaskID | None = None
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -65,17 +66,12 @@ class Live(Listener):
             if bar is not None:
                 self.progress.remove_task(bar)
             if not self.console.is_terminal:
-                self.console.print(f"{self._counted()}  {_named(trial)}  {word.status}  {score}", soft_wrap=True)
+                self.console.print(f"{self._counted()}  {trial.title}  {word.status}  {score}", soft_wrap=True)
         else:
             if word.identity not in self._bars:
-                self._bars[word.identity] = self.progress.add_task(_named(trial), total=word.total, note="")
+                self._bars[word.identity] = self.progress.add_task(trial.title, total=word.total, note="")
             self.progress.update(self._bars[word.identity], completed=word.step, note=score)
         self.progress.update(self._whole, completed=sum(self._shares.values()), note=self._counted())
 
     def _counted(self) -> str:
         return f"{sum(share == 1.0 for share in self._shares.values())} of {len(self._trials)}"
-
-
-def _named(trial: Trial) -> str:
-    rate = f" rate {trial.learning_rate:g}" if trial.searching else ""
-    return f"{trial.dataset} {trial.model} {trial.label} batch {trial.batch} seed {trial.seed}{rate}"

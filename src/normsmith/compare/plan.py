@@ -43,6 +43,12 @@ class Trial:
         return label_of(self.normalizer if isinstance(self.normalizer, str) else dict(self.normalizer))
 
     @property
+    def title(self) -> str:
+        """What people call it."""
+        rate = f" rate {self.learning_rate:g}" if self.searching else ""
+        return f"{self.dataset} {self.model} {self.label} batch {self.batch} seed {self.seed}{rate}"
+
+    @property
     def step_size(self) -> float:
         """The learning rate at this batch size."""
         return self.learning_rate * (self.batch / self.reference_batch if self.reference_batch else 1.0)
@@ -51,6 +57,11 @@ class Trial:
     def group(self) -> tuple[Any, ...]:
         """What trials have in common that differ in the normalizer and the seed alone."""
         return self.dataset, self.model, self.batch, self.statistics_batch, self.optimizer
+
+    @property
+    def ranks(self) -> int:
+        """How many processes do it together."""
+        return int(dict(self.training).get("ranks", 1))
 
     def option(self, name: str) -> Any:
         """A setting of `[training]`."""
@@ -103,13 +114,17 @@ def _code(model: str) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()[:12] if is_code(model) and source.suffix == ".py" else ""
 
 
-def plan(recipe: Recipe, device: str) -> list[Trial]:
-    """All trials of a recipe with one learning rate, and the first stage of those with several: the search."""
-    return list(_trials(recipe, device))
+def plan(recipe: Recipe, device: str, ranks: int = 1) -> list[Trial]:
+    """All trials of a recipe with one learning rate, and the first stage of those with several: the search.
+
+    Of several `ranks` each does a part of every trial. Sums round differently then, and random layers draw other numbers, so that it
+    belongs to the identity of a trial, as `threads` does.
+    """
+    return list(_trials(recipe, device, ranks))
 
 
-def _trials(recipe: Recipe, device: str) -> Iterator[Trial]:
-    training = {**recipe.training.model_dump(mode="json"), "device": device}
+def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
+    training = {**recipe.training.model_dump(mode="json"), "device": device, **({"ranks": ranks} if ranks > 1 else {})}
     axes = itertools.product(recipe.all_seeds, recipe.datasets, recipe.models, recipe.optimizers, recipe.batch_sizes)
     for seed, dataset, model, optimizer, batch in axes:
         for normalizer in recipe.normalizers:

@@ -1,6 +1,7 @@
 """`compare`: train normalizers side by side, and say what came of it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ from normsmith.compare.comparison import Comparison
 from normsmith.compare.engines import Engine
 from normsmith.compare.engines.inline import InlineEngine
 from normsmith.compare.engines.local import LocalEngine
+from normsmith.compare.engines.ranks import RanksEngine, launched
+from normsmith.compare.engines.ray import RayEngine
 from normsmith.compare.files import Folder, write_whole
 from normsmith.compare.live import Live
+from normsmith.compare.loggers import check
+from normsmith.compare.plan import Trial
 from normsmith.compare.recipe import Recipe, read
 from normsmith.compare.sweep import Listener, sweep
 from normsmith.errors import OptionError
@@ -23,6 +28,7 @@ def compare(
     workers: int | None = None,
     address: str | None = None,
     root: str | Path | None = None,
+    loggers: Sequence[str] = (),
     quiet: bool = False,
 ) -> Comparison:
     """Train every normalizer of a recipe with every data set, model, batch size and seed, and compare.
@@ -35,29 +41,42 @@ def compare(
 
     `recipe` is a TOML file, a mapping or a `Recipe`; `normsmith compare --init` prints one with comments. Results go to the folder `out`,
     by default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch.
-    `engine` is "local", as many processes as there are cores (or `workers`), or "inline", this process. `root` is where data sets lie, by
-    default the environment variable NORMSMITH_DATA. On a terminal bars show how far it is; `quiet` leaves them out.
+    `engine` is "local", as many processes as there are cores (or `workers`), "ray", a cluster (of `address`, by default this machine
+    alone), or "inline", this process; started by torchrun, all ranks train each trial together. `root` is where data sets lie, by default
+    the environment variable NORMSMITH_DATA. `loggers` are tensorboard, wandb, trackio, mlflow, or package.module:factory. On a
+    terminal bars show how far it is; `quiet` leaves them out.
     """
     recipe = read(recipe)
     folder = Folder(out or Path("normsmith-results") / recipe.name)
     where = root or os.environ.get("NORMSMITH_DATA")
+    names = check(loggers)
     hands = _engine(engine, workers, address)
-    folder.prepare()
-    text = recipe.model_dump_json(indent=2)
-    write_whole(folder.path / "recipe.json", lambda part: part.write_text(text))
-    if quiet:
-        trials = sweep(recipe, folder, hands, None if where is None else Path(where), Listener())
-    else:
-        with Live() as live:
-            trials = sweep(recipe, folder, hands, None if where is None else Path(where), live)
+
+    def run() -> list[Trial]:
+        folder.prepare()
+        text = recipe.model_dump_json(indent=2)
+        write_whole(folder.path / "recipe.json", lambda part: part.write_text(text))
+        listener = Listener() if quiet else Live()
+        with listener:
+            return sweep(recipe, folder, hands, None if where is None else Path(where), listener, names)
+
+    trials = hands.among_ranks(run) if isinstance(hands, RanksEngine) else run()
     return Comparison.load(folder.path, only=[t.identity for t in trials], baseline=recipe.reference)
 
 
 def _engine(name: str, workers: int | None, address: str | None) -> Engine:
     if address is not None and name != "ray":
         raise OptionError(f"compare expects address, of a cluster, with engine='ray': got engine={name!r}")
+    if launched():
+        if name != "local" or workers is not None:
+            raise OptionError(
+                f"compare started by torchrun runs on its ranks: got engine={name!r}, workers={workers!r}; leave them out"
+            )
+        return RanksEngine()
     if name == "local":
         return LocalEngine(workers)
+    if name == "ray":
+        return RayEngine(address, workers)
     if name == "inline":
         return InlineEngine()
     raise OptionError(f"compare expects engine as local, inline or ray: got {name!r}")

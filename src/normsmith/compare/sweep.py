@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -18,6 +19,12 @@ from normsmith.errors import InputError, OptionError
 class Listener:
     """Hears how a sweep goes on; this one says nothing."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The sweep is over."""
+
     def checking(self, done: int, total: int) -> None:
         """A combination was tried on."""
 
@@ -28,24 +35,28 @@ class Listener:
         """A trial has got so far."""
 
 
-def sweep(recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, listener: Listener) -> list[Trial]:
+def sweep(
+    recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, listener: Listener, log: tuple[str, ...] = ()
+) -> list[Trial]:
     """Run what is not done yet; all trials of the recipe, those of a search included."""
     folder.prepare()
-    first = plan(recipe, device_of(recipe))
+    first = plan(recipe, device_of(recipe), engine.ranks)
     refuse_impossible([t for t in first if folder.manifest(t.identity) is None], root, listener.checking)
-    _run(first, folder, engine, root, listener)
+    _run(first, folder, engine, root, listener, log)
     searched = {trial: _score(folder, trial) for trial in first if trial.searching}
     second = after_search(recipe, searched)
     if second:
-        _run(second, folder, engine, root, listener)
+        _run(second, folder, engine, root, listener, log)
     return [*first, *second]
 
 
-def _run(trials: Sequence[Trial], folder: Folder, engine: Engine, root: Path | None, listener: Listener) -> None:
+def _run(
+    trials: Sequence[Trial], folder: Folder, engine: Engine, root: Path | None, listener: Listener, log: tuple[str, ...]
+) -> None:
     finished = [trial for trial in trials if folder.manifest(trial.identity) is not None]
     listener.planned(trials, finished)
     left = [trial for trial in trials if trial not in set(finished)]
-    engine.run(Errand(left, folder, root, listener.told))
+    engine.run(Errand(left, folder, root, listener.told, log))
 
 
 def _score(folder: Folder, trial: Trial) -> float | None:
@@ -79,6 +90,8 @@ def refuse_impossible(trials: Sequence[Trial], root: Path | None, tell: Callable
             loaded = trial.dataset, data.load(trial.dataset, root)
         if len(loaded[1].train) < trial.batch:
             fault = f"{trial.batch} samples for a batch, the training set has {len(loaded[1].train)}"
+        elif trial.statistics_batch < trial.ranks:
+            fault = f"{trial.ranks} ranks for {trial.statistics_batch} samples, each needs one"
         else:
             fault = try_on(trial, loaded[1])
         if fault:

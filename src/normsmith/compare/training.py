@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.compare.average import Average
+from normsmith.compare.files import Record
 from normsmith.compare.plan import Trial
+from normsmith.compare.share import ALONE, Share
 from normsmith.methods._schedules import step_schedules
 from normsmith.surgery.param_groups import param_groups
 
@@ -29,7 +31,7 @@ class Run:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0  # of training, without evaluation
-    records: list[tuple[int, int, str, str, float]] = field(default_factory=list)  # epoch, step, layer, name, value
+    records: list[Record] = field(default_factory=list)  # epoch, step, layer, name, value
     best_loss: float = math.inf
     epochs_since_best: int = 0
 
@@ -90,6 +92,7 @@ def train_epoch(
     total: int,
     loss_of: Callable[[Any, Tensor], Tensor],
     tell: Callable[[int], None],
+    share: Share = ALONE,
 ) -> dict[str, float]:
     """One pass over the batches, or up to step `total`; the mean loss and what steps cost."""
     run.model.train()
@@ -100,15 +103,15 @@ def train_epoch(
     norms: list[Tensor] = []
     for x, y in batches:
         began = time.perf_counter()
-        factor = rate_at(trial, run.step, total)
         for group in run.optimizer.param_groups:
-            group["lr"] = trial.step_size * factor
+            group["lr"] = trial.step_size * rate_at(trial, run.step, total)
         run.optimizer.zero_grad(set_to_none=True)
         for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
             with _precision(trial, device):
-                loss = loss_of(run.model(piece), target) * (len(piece) / len(x))
+                loss = loss_of(run.model(own := share.part(piece)), share.part(target)) * (len(own) / len(x))
             loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach() * len(x)
+        share.add_gradients(run.model.parameters())
         samples += len(x)
         if clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), clip)
@@ -127,7 +130,7 @@ def train_epoch(
     steady = sorted(times[_WARM_UP:] or times)
     measured = torch.stack(norms).float() if norms else torch.full((1,), math.nan)
     return {
-        "train loss": float(losses) / max(samples, 1),
+        "train loss": float(share.sum(losses)) / max(samples, 1),
         "gradient norm": float(measured.mean()),
         "largest gradient norm": float(measured.max()),
         "seconds per step": steady[len(steady) // 2],
@@ -146,15 +149,19 @@ def evaluate(
     batches: Iterator[tuple[Tensor, Tensor]],
     loss_of: Callable[[Any, Tensor], Tensor],
     score_of: Callable[[Any, Tensor], tuple[Tensor, int]],
+    share: Share = ALONE,
 ) -> tuple[float, float]:
     """Mean loss and score over all batches, in evaluation."""
     model.eval()
     device = next(model.parameters()).device
-    losses, right, counted, samples = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0
-    for x, y in batches:
+    losses, right, counted, samples = (torch.zeros((), device=device) for _ in range(4))
+    for whole_x, whole_y in batches:
+        x, y = share.part(whole_x), share.part(whole_y)
         with _precision(trial, device):
             output = model(x)
-        losses += loss_of(output, y) * len(x)
-        good, count = score_of(output, y)
-        right, counted, samples = right + good, counted + count, samples + len(x)
-    return float(losses) / max(samples, 1), float(right) / max(counted, 1)
+        if len(x):
+            losses += loss_of(output, y) * len(x)
+            good, count = score_of(output, y)
+            right, counted, samples = right + good, counted + count, samples + len(x)
+    loss, score, scored, seen = share.sum(torch.stack([losses, right, counted, samples])).tolist()
+    return loss / max(seen, 1), score / max(scored, 1)

@@ -5,7 +5,7 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from normsmith import data
 from normsmith.compare.average import Average
 from normsmith.compare.build import build
 from normsmith.compare.files import Folder
+from normsmith.compare.loggers import Journal
 from normsmith.compare.memory import kept_for_backward
 from normsmith.compare.observed import observed
 from normsmith.compare.plan import Trial, source_version
+from normsmith.compare.share import ALONE, Share
 from normsmith.compare.training import Run, evaluate, make_optimizer, train_epoch
 from normsmith.errors import ResultsError
 from normsmith.models.tasks import TASKS
@@ -41,48 +43,44 @@ class Word:
 Tell = Callable[[Word], None]
 
 
-def run_trial(trial: Trial, folder: Folder, root: str | Path | None = None, tell: Tell = lambda _: None) -> str:
+def run_trial(
+    trial: Trial,
+    folder: Folder,
+    root: str | Path | None = None,
+    tell: Tell = lambda _: None,
+    log: Sequence[str] = (),
+    share: Share = ALONE,
+) -> str:
     """Run it, unless it is done or another process is at it; the status: finished, diverged, crashed or busy.
 
     A trial that diverges or raises is a result too. Killed at any moment it goes on from the end of the last epoch, to the same bits.
+    `log` names loggers; `share` is what this process does of it.
     """
     identity = trial.identity
     folder.prepare()
     try:
         with FileLock(folder.running / f"{identity}.lock", timeout=0):
             known = folder.manifest(identity)
-            status = known["status"] if known else _run(trial, identity, folder, root, tell)
+            status = known["status"] if known else _run(trial, identity, folder, root, tell, log, share)
     except Timeout:
         return "busy"
     (folder.running / f"{identity}.lock").unlink(missing_ok=True)
     return str(status)
 
 
-def _run(trial: Trial, identity: str, folder: Folder, root: str | Path | None, tell: Tell) -> str:
+def _run(
+    trial: Trial, identity: str, folder: Folder, root: str | Path | None, tell: Tell, log: Sequence[str], share: Share
+) -> str:
     began = time.time()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(trial.option("threads"))
-    run: Run | None = None
-    outcome: dict[str, Any] = {}
-    try:
-        dataset = _load(trial.dataset, None if root is None else str(root))
-        training = Training(trial, identity, dataset)
-        run = training.run
-        outcome = training.to_the_end(folder, tell)
-    except ResultsError:
-        raise
-    except Exception as error:  # noqa: BLE001  (whatever a trial raises is its result)
-        outcome = {
-            "status": "crashed",
-            "accuracy": None,
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-        }
-    finally:
-        torch.set_num_threads(threads)
+    place = None if root is None else str(root)
+    journal = Journal(log, trial, identity, folder.path)
+    share.begin(trial, place)
+    run, outcome = attempt(trial, identity, folder, place, share, tell, journal)
+    journal.close(str(outcome["status"]))
     manifest = {
         "trial": trial.to_dict(),
         **outcome,
+        "notes": [*outcome.get("notes", []), *journal.notes],
         "environment": environment(),
         "started": began,
         "ended": time.time(),
@@ -90,6 +88,39 @@ def _run(trial: Trial, identity: str, folder: Folder, root: str | Path | None, t
     folder.finish(identity, manifest, run.records if run is not None else [])
     tell(Word(identity, run.step if run else 0, run.step if run else 0, outcome["accuracy"], outcome["status"]))
     return str(outcome["status"])
+
+
+def attempt(
+    trial: Trial,
+    identity: str,
+    folder: Folder,
+    root: str | None,
+    share: Share,
+    tell: Tell = lambda _: None,
+    journal: Journal | None = None,
+) -> tuple[Run | None, dict[str, Any]]:
+    """Do this process's share of a trial; the training, if it came to one, and what came of it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(trial.option("threads"))
+    run: Run | None = None
+    outcome: dict[str, Any] = {}
+    error = None
+    try:
+        dataset = _load(trial.dataset, root)
+        training = Training(trial, identity, dataset, share)
+        run = training.run
+        outcome = training.to_the_end(folder, tell, journal)
+    except ResultsError:
+        raise
+    except Exception as raised:  # noqa: BLE001  (whatever a trial raises is its result)
+        error = f"{type(raised).__name__}: {raised}"
+        outcome = {"traceback": traceback.format_exc()}
+    finally:
+        torch.set_num_threads(threads)
+    error = share.end(error)
+    if error is not None:
+        outcome = {"status": "crashed", "accuracy": None, "error": error, **outcome}
+    return run, outcome
 
 
 @functools.lru_cache(maxsize=2)
@@ -111,8 +142,8 @@ def environment() -> dict[str, Any]:
 class Training:
     """A trial with its data, model and loop."""
 
-    def __init__(self, trial: Trial, identity: str, dataset: data.Dataset) -> None:
-        self.trial, self.identity, self.dataset = trial, identity, dataset
+    def __init__(self, trial: Trial, identity: str, dataset: data.Dataset, share: Share) -> None:
+        self.trial, self.identity, self.dataset, self.share = trial, identity, dataset, share
         self._spoken = time.monotonic()
         self.task = TASKS[dataset.task]
         self.device = torch.device(trial.option("device"))
@@ -132,16 +163,20 @@ class Training:
         self.test = data.Batches(test, 256, shuffle=False, **common)
         self.total = trial.steps or (trial.epochs or 0) * len(self.batches)
         model = build(trial, dataset).to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        share.join(model)
         average = Average(model, float(trial.option("ema"))) if trial.option("ema") else None
         self.run = Run(model, make_optimizer(model, trial), average)
 
-    def to_the_end(self, folder: Folder, tell: Tell) -> dict[str, Any]:
+    def to_the_end(self, folder: Folder, tell: Tell, journal: Journal | None = None) -> dict[str, Any]:
         """Train from the checkpoint on; what came of it."""
-        state = folder.checkpoint(self.identity)
+        state = self.share.agree(folder.checkpoint(self.identity))
         if state is not None:
             self.run.load(state)
+        follow = (lambda _: None) if journal is None else journal.follow
+        follow(self.run.records)
         status = "finished"
         while self.run.step < self.total:
+            self.share.seed(self.trial.seed, self.run.epoch)
             measured = train_epoch(
                 self.run,
                 self.trial,
@@ -149,8 +184,10 @@ class Training:
                 self.total,
                 self.task.loss,
                 self._telling(tell),
+                self.share,
             )
             self._end_epoch(measured)
+            follow(self.run.records)
             if not math.isfinite(measured["train loss"]):
                 status = "diverged"
                 break
@@ -179,7 +216,7 @@ class Training:
 
     def _memory(self) -> int:
         x, _ = next(iter(self.batches))
-        return kept_for_backward(self.run.model, x[: self.trial.statistics_batch])
+        return kept_for_backward(self.run.model, self.share.part(x[: self.trial.statistics_batch]))
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""
@@ -196,7 +233,7 @@ class Training:
         """Evaluate and record."""
         run = self.run
         model = run.model if run.average is None else run.average.applied(run.model)
-        loss, accuracy = evaluate(model, self.trial, iter(self.test.epoch(0)), self.task.loss, self.task.score)
+        loss, accuracy = evaluate(model, self.trial, iter(self.test.epoch(0)), self.task.loss, self.task.score, self.share)
         values = {**measured, "test loss": loss, "accuracy": accuracy, "seconds": run.seconds}
         run.records += [(run.epoch, run.step, "", name, value) for name, value in values.items()]
         for layer, name, value in observed(model, self.trial.option("record"), self.test):

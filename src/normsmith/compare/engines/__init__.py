@@ -18,10 +18,13 @@ class Errand:
     folder: Folder
     root: Path | None  # of the data
     tell: Callable[[Word], None]
+    log: tuple[str, ...] = ()  # where to, beside the folder: compare/loggers.py
 
 
 class Engine(Protocol):
     """Runs trials until every one has a result."""
+
+    ranks: int  # processes that do a trial together
 
     def run(self, errand: Errand) -> None:
         """Run them all."""

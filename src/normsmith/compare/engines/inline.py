@@ -9,8 +9,10 @@ from normsmith.compare.trial import run_trial
 class InlineEngine:
     """This process."""
 
+    ranks = 1
+
     def run(self, errand: Errand) -> None:
         """Run all trials in order."""
         for trial in errand.trials:
-            while run_trial(trial, errand.folder, errand.root, errand.tell) == "busy":
+            while run_trial(trial, errand.folder, errand.root, errand.tell, errand.log) == "busy":
                 time.sleep(1)

@@ -10,25 +10,23 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 import torch
 
 from normsmith.compare.engines import Errand
-from normsmith.compare.files import Folder
+from normsmith.compare.engines.common import BUSY, FULL, TRIES, give_up, import_path
 from normsmith.compare.plan import Trial
-from normsmith.compare.trial import Word, environment
+from normsmith.compare.trial import Word
 from normsmith.errors import OptionError, ResultsError
 
-_TRIES = 3  # of a trial whose process died
-_WAIT = 1.0  # seconds until a trial that another process is at is asked for again
-_FULL = 74
 _REMEMBERED = 4000  # characters of what a worker wrote before it died
 
 
 class LocalEngine:
     """As many processes as the machine has cores for, or `workers`."""
+
+    ranks = 1
 
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
@@ -63,40 +61,23 @@ class LocalEngine:
                 elif word.status.startswith("ended"):
                     assert hand.trial is not None
                     if word.status == "ended busy":
-                        waiting.append((time.monotonic() + _WAIT, hand.tries, hand.trial))
+                        waiting.append((time.monotonic() + BUSY, hand.tries, hand.trial))
                     hand.trial = None
                 else:
                     errand.tell(word)
 
     def _replace(self, hand: "_Hand", hands: list["_Hand"], waiting: deque[tuple[float, int, Trial]], errand: Errand) -> None:
         status, said = hand.stop(patience=5.0)
-        if status == _FULL:
+        if status == FULL:
             raise ResultsError(said)
         if hand.trial is None and not hand.ready:
             raise ResultsError(f"a worker is expected to start: it ended with status {status}: {said or 'it said nothing'}")
         if hand.trial is not None:
-            if hand.tries + 1 < _TRIES:
+            if hand.tries + 1 < TRIES:
                 waiting.appendleft((0.0, hand.tries + 1, hand.trial))
             else:
-                give_up(hand.trial, errand.folder, f"its process ended with status {status}, {_TRIES} times", said)
-                errand.tell(Word(hand.trial.identity, 0, 0, None, "crashed"))
+                give_up(hand.trial, errand, f"its process ended with status {status}, {TRIES} times", said)
         hands[hands.index(hand)] = _Hand(hand.place, errand)
-
-
-def give_up(trial: Trial, folder: Folder, reason: str, said: str) -> None:
-    """Record that a trial cannot be run."""
-    now = time.time()
-    manifest = {
-        "trial": trial.to_dict(),
-        "status": "crashed",
-        "accuracy": None,
-        "error": reason,
-        "traceback": said,
-        "environment": environment(),
-        "started": now,
-        "ended": now,
-    }
-    folder.finish(trial.identity, manifest, [])
 
 
 def _places(trial: Trial, workers: int | None, trials: int) -> list[tuple[dict[str, str], set[int]]]:
@@ -120,14 +101,14 @@ class _Hand:
         self.trial: Trial | None = None
         variables, cores = place
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
-        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        arguments = [str(errand.folder.path), *([] if errand.root is None else [str(errand.root)])]
+        root = None if errand.root is None else str(errand.root)
+        order = json.dumps({"folder": str(errand.folder.path), "root": root, "log": errand.log})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "normsmith.compare.engines.worker", *arguments],
+            [sys.executable, "-m", "normsmith.compare.engines.worker", order],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, **variables, "PYTHONPATH": paths},
+            env={**os.environ, **variables, "PYTHONPATH": import_path()},
         )
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, cores)

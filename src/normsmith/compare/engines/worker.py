@@ -12,29 +12,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from normsmith.compare.engines.common import FULL
 from normsmith.compare.files import Folder
 from normsmith.compare.plan import Trial
 from normsmith.compare.trial import Word, run_trial
 from normsmith.errors import ResultsError
 
-_FULL = 74  # exit status: results cannot be written
-
 
 def main() -> None:
-    """Work until the input ends. Arguments: the folder of results, the root of the data or nothing."""
+    """Work until the input ends. The argument, in JSON: the folder of results, the root of the data, where to log to."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a model prints must not get between the lines
-    folder, root = Folder(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    order = json.loads(sys.argv[1])
+    folder, root = Folder(order["folder"]), None if order["root"] is None else Path(order["root"])
     errands: queue.Queue[Trial] = queue.Queue()
     threading.Thread(target=_listen, args=(errands,), daemon=True).start()
     _say(out, Word("", 0, 0, status="ready"))
     while True:
         trial = errands.get()
         try:
-            status = run_trial(trial, folder, root, lambda word: _say(out, word))
+            status = run_trial(trial, folder, root, lambda word: _say(out, word), order["log"])
         except ResultsError as error:
             print(error, file=sys.stderr, flush=True)
-            os._exit(_FULL)
+            os._exit(FULL)
         _say(out, Word(trial.identity, 0, 0, status=f"ended {status}"))
 
 
