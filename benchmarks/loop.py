@@ -10,11 +10,11 @@ from rich.console import Console
 
 from normsmith import data, models
 from normsmith.bench import record
-from normsmith.compare.build import build
-from normsmith.compare.plan import Trial, plan
-from normsmith.compare.recipe import read
-from normsmith.compare.training import Run, make_optimizer, train_epoch
 from normsmith.models.tasks import TASKS
+from normsmith.trials.build import build
+from normsmith.trials.plan import Trial, plan
+from normsmith.trials.recipe import read
+from normsmith.trials.training import Run, make_optimizer, train_epoch
 
 ROUNDS = 15
 

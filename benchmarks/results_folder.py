@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from normsmith.compare.files import Folder
+from normsmith.trials.files import Folder
 
 METHODS = ("batch", "group", "layer", "instance", "rms", "switchable", "ghost", "renorm", "filter_response", "ibn")
 NAMES = (
@@ -30,7 +30,7 @@ NAMES = (
 REPORT = """
 import resource, sys, time
 began = time.perf_counter()
-from normsmith.compare.comparison import Comparison
+from normsmith.comparison.comparison import Comparison
 imported = time.perf_counter()
 comparison = Comparison.load(sys.argv[1])
 loaded = time.perf_counter()

@@ -3,7 +3,8 @@
 from normsmith import analysis as analysis
 from normsmith import data as data
 from normsmith import models as models
-from normsmith.compare.comparison import Comparison as Comparison
+from normsmith.comparison.comparison import Comparison as Comparison
+from normsmith.comparison.running import compare as compare
 from normsmith.doctor.examination import Examination as Examination
 from normsmith.doctor.examine import examine as examine
 from normsmith.doctor.finding import Finding as Finding
@@ -70,5 +71,6 @@ from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
 from normsmith.surgery.synchronize import synchronize as synchronize
+from normsmith.trials.trained import load_trained as load_trained
 
 __version__: str

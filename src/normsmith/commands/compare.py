@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from normsmith.errors import OptionError
 
 if TYPE_CHECKING:
-    from normsmith.compare.comparison import Comparison
+    from normsmith.comparison.comparison import Comparison
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -65,13 +65,13 @@ def compare(
     if init:
         print(example(), end="")
         return
-    from normsmith.compare import recipe as recipes
+    from normsmith.trials import recipe as recipes
 
     if schema:
         print(json.dumps(recipes.json_schema(), indent=2))
         return
-    from normsmith.compare.engines.ranks import leads
-    from normsmith.compare.running import compare as run
+    from normsmith.comparison.running import compare as run
+    from normsmith.trials.engines.ranks import leads
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.read(_embedded())
     out = out or Path("normsmith-results") / chosen.name
@@ -102,7 +102,7 @@ def report(
     as_json
         Print one object with all trials.
     """
-    from normsmith.compare.comparison import Comparison
+    from normsmith.comparison.comparison import Comparison
 
     if not runs:
         raise OptionError("report expects at least one folder of results: got none; normsmith compare makes one")
@@ -123,7 +123,7 @@ def demo(*, quick: Flag = False, out: Path | None = None, quiet: Flag = False) -
     quiet
         No progress.
     """
-    from normsmith.compare import demonstration
+    from normsmith.comparison import demonstration
 
     recipe = demonstration.quick(_embedded()) if quick else _embedded()
     print(demonstration.demonstrate(recipe, out or Path("normsmith-results") / str(recipe["name"]), quiet=quiet))
@@ -137,7 +137,7 @@ def _write(result: "Comparison", paths: list[Path]) -> None:
 
 def example() -> str:
     """The recipe that is part of the package, as text."""
-    return files("normsmith.compare").joinpath("example.toml").read_text()
+    return files("normsmith.trials").joinpath("example.toml").read_text()
 
 
 def _embedded() -> dict[str, object]:

@@ -1,1 +1,0 @@
-"""Normalizers trained side by side: recipe → trials → sweep → results → statistics."""

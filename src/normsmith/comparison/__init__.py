@@ -1,0 +1,1 @@
+"""What came of trials: results → statistics → verdict, tables, a page; and `compare`, which runs them first."""

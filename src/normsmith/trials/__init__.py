@@ -1,0 +1,1 @@
+"""Normalizers trained side by side: recipe → trials → sweep, by one of several engines → a folder of results."""

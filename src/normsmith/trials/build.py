@@ -1,0 +1,65 @@
+"""The model of a trial: of the catalog with `norm=`, or of the user's, converted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from normsmith import models
+from normsmith.analysis import refusals
+from normsmith.data import Dataset
+from normsmith.errors import ModelError, NormsmithError
+from normsmith.locate import load_model
+from normsmith.methods.catalog import written
+from normsmith.models.catalog import find
+from normsmith.surgery.convert import convert
+from normsmith.surgery.link import Kalman, link
+from normsmith.trials.labels import NONE
+from normsmith.trials.names import is_code
+from normsmith.trials.plan import Trial
+
+
+def build(trial: Trial, dataset: Dataset) -> nn.Module:
+    """The model with its first weights, which depend on the seed alone."""
+    torch.manual_seed(trial.seed)
+    method = trial.normalizer
+    mapping: Mapping[Any, str | None] | None = None if isinstance(method, str) else dict(method)
+    if not is_code(trial.model):
+        norm = method if isinstance(method, str) else "batch"
+        model = _of_catalog(trial.model, dataset, None if norm == NONE else norm)
+    elif method == NONE:
+        raise ModelError(f"a model of your own is expected with a normalizer to convert to: got 'none' for {trial.model!r}")
+    else:
+        model = load_model(trial.model)
+    if mapping is not None or is_code(trial.model):
+        convert(model, mapping or str(method))
+        if any(isinstance(layer, Kalman) for layer in model.modules()):
+            link(model, torch.zeros(2, *dataset.train.inputs.shape[1:]))
+    return model
+
+
+def _of_catalog(name: str, dataset: Dataset, norm: str | None) -> nn.Module:
+    bare, options = written(name)
+    task = find(bare).task
+    if task == "sequence" and dataset.task == "classification":
+        name += ",rows=true" if options else ":rows=true"  # an image is read row by row
+    elif task != dataset.task:
+        raise ModelError(f"{bare} expects data for {task}: got {dataset.name}, which is for {dataset.task}")
+    model: nn.Module = models.make(
+        name, num_classes=len(dataset.classes), in_channels=dataset.channels, image_size=dataset.size[-1], norm=norm
+    )
+    return model
+
+
+def try_on(trial: Trial, dataset: Dataset) -> str:
+    """What is wrong with a trial, found by one forward in training; nothing if it can run."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(trial.statistics_batch, *dataset.train.inputs.shape[1:], generator=generator)
+        found = refusals(build(trial, dataset), x)
+    except NormsmithError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001  (a model of anyone's)
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return f"{next(iter(found.values()))} ({', '.join(found)})" if found else ""

@@ -1,0 +1,29 @@
+"""`load_trained`: the model of a trial at its end."""
+
+from pathlib import Path
+
+from torch import nn
+
+from normsmith import data
+from normsmith.errors import ResultsError
+from normsmith.trials.build import build
+from normsmith.trials.files import Folder
+from normsmith.trials.plan import Trial
+
+
+def load_trained(folder: str | Path, identity: str, *, root: str | Path | None = None) -> tuple[nn.Module, data.Batches]:
+    """The model of a trial in a folder of results, in evaluation, and the test set in batches of the size it was trained with.
+
+    The recipe must have said `keep_weights = true`.
+    """
+    results = Folder(folder)
+    manifest = results.manifest(identity)
+    if manifest is None:
+        raise ResultsError(
+            f"load_trained expects a trial of {str(folder)!r}: got {identity!r}, which is not there or not whole"
+        )
+    trial = Trial.from_dict(manifest["trial"])
+    dataset = data.load(trial.dataset, root)
+    model = build(trial, dataset)
+    model.load_state_dict(results.load_weights(identity))
+    return model.eval(), data.Batches(dataset.test, trial.batch, shuffle=True, mean=dataset.mean, std=dataset.std)
