@@ -19,10 +19,10 @@ demo: $(READY)
 	$(BIN)/normsmith demo
 
 test: $(READY) docs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadscope
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadscope
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ BLOCK = 2048  # positions of a channel swept at once
 SHORT = 256  # the same where a tile has several channels
 PAD = 16  # between the rows of the scratch, which would else compete for the same lines of the cache
 WIDE = np.float64(0)
+TINY = 1e-307  # a distance whose inverse is still finite; the square of a smaller one is zero anyway
 NARROW = np.float32(0)
 WORD = np.int32(0)
 LONG = np.int64(0)
@@ -114,7 +115,7 @@ def add_block(block, low, high, zero, facts):
     size = np.float64(block.size)
     pivot = min(max(pivot_of(block, zero), cast(low, zero)), cast(high, zero))
     reach = max(high - np.float64(pivot), np.float64(pivot) - low)
-    if reach == 0.0:
+    if reach < TINY:
         merge_facts(facts, size, np.float64(pivot), 0.0, 0.0, 0.0)
         return
     inverse = cast(1.0 / reach, zero)
