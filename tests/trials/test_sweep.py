@@ -14,7 +14,7 @@ from normsmith.comparison.running import compare
 from normsmith.errors import InputError, OptionError
 from normsmith.trials.engines.inline import InlineEngine
 from normsmith.trials.files import Folder
-from normsmith.trials.live import Live
+from normsmith.trials.live import Live, as_table
 from normsmith.trials.sweep import Listener, device_of, sweep
 
 
@@ -124,7 +124,11 @@ def test_bars_on_a_terminal(tmp_path):
         shown = live.progress.tasks
         assert [task.description for task in shown if task.description == "all trials"] == ["all trials"]
         assert shown[-1].completed == len(trials)
+        table = as_table(live.progress.scores)
     text = console.file.getvalue()
+    assert "so far" in text
+    assert table.row_count == 2
+    assert [str(column.header).splitlines()[-1] for column in table.columns] == ["so far", "batch 20"]
     assert "trying combinations" in text
     assert "all trials" in text
 

@@ -1,6 +1,6 @@
 """`sweep`: every trial of a recipe run, the impossible ones refused before the first starts, what is done already left as it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -28,8 +28,8 @@ class Listener:
     def checking(self, done: int, total: int) -> None:
         """A combination was tried on."""
 
-    def planned(self, trials: Sequence[Trial], finished: Sequence[Trial]) -> None:
-        """A stage is about to start; some of it is finished already."""
+    def planned(self, trials: Sequence[Trial], finished: Mapping[Trial, float | None]) -> None:
+        """A stage is about to start; some of it is finished already, with these scores."""
 
     def told(self, word: Word) -> None:
         """A trial has got so far."""
@@ -53,9 +53,10 @@ def sweep(
 def _run(
     trials: Sequence[Trial], folder: Folder, engine: Engine, root: Path | None, listener: Listener, log: tuple[str, ...]
 ) -> None:
-    finished = [trial for trial in trials if folder.manifest(trial.identity) is not None]
+    known = {trial: folder.manifest(trial.identity) for trial in trials}
+    finished = {trial: manifest["accuracy"] for trial, manifest in known.items() if manifest is not None}
     listener.planned(trials, finished)
-    left = [trial for trial in trials if trial not in set(finished)]
+    left = [trial for trial in trials if trial not in finished]
     engine.run(Errand(left, folder, root, listener.told, log))
 
 
