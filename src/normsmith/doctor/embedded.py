@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normsmith import data
 from normsmith.doctor.examination import Examination
-from normsmith.errors import DependencyError
 
 EPOCHS, BATCH = 5, 64
 HELD_OUT = 512  # samples
@@ -61,7 +61,9 @@ class Patient:
 
 def patient(seed: int = 0) -> Patient:
     """Train the net, and plant the faults; the random state outside stays as it is."""
-    images, labels = _digits()
+    digits = data.load("digits")
+    images = torch.cat([digits.train.inputs, digits.test.inputs])
+    labels = torch.cat([digits.train.targets, digits.test.targets])
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         order = torch.randperm(len(images))
@@ -125,15 +127,3 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor) -> None:
                 F.cross_entropy(model(images[part]), labels[part]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-
-
-def _digits() -> tuple[Tensor, Tensor]:
-    """1797 images of 8×8 with values from 0 to 1, (N, 1, 8, 8), and what they show."""
-    try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415  (optional)
-    except ImportError as error:
-        raise DependencyError(
-            "examine without a model expects scikit-learn, for its digits: got none; pip install 'normsmith[data]', or name a model"
-        ) from error
-    data = load_digits()
-    return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
