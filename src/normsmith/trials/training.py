@@ -98,19 +98,24 @@ def train_epoch(
     run.model.train()
     part, clip = trial.statistics_batch, float(trial.option("clip"))
     device = next(run.model.parameters()).device
-    losses, samples = torch.zeros((), device=device), 0
+    scheduled = any(hasattr(module, "step_schedule") for module in run.model.modules())
+    losses: list[tuple[Tensor, int]] = []  # of every part of a batch, and the samples of that batch
+    samples = 0
     times: list[float] = []
     norms: list[Tensor] = []
     for x, y in batches:
         began = time.perf_counter()
+        rate = trial.step_size * rate_at(trial, run.step, total)
         for group in run.optimizer.param_groups:
-            group["lr"] = trial.step_size * rate_at(trial, run.step, total)
+            group["lr"] = rate
         run.optimizer.zero_grad(set_to_none=True)
         for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
             with _precision(trial, device):
-                loss = loss_of(run.model(own := share.part(piece)), share.part(target)) * (len(own) / len(x))
+                loss = loss_of(run.model(own := share.part(piece)), share.part(target))
+            if len(own) < len(x):
+                loss = loss * (len(own) / len(x))
             loss.backward()  # type: ignore[no-untyped-call]
-            losses += loss.detach() * len(x)
+            losses.append((loss.detach(), len(x)))
         share.add_gradients(run.model.parameters())
         samples += len(x)
         if clip:
@@ -119,7 +124,8 @@ def train_epoch(
             norms.append(nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None]))
         run.optimizer.step()
         run.step += 1
-        step_schedules(run.model, run.step, total)
+        if scheduled:
+            step_schedules(run.model, run.step, total)
         if run.average is not None:
             run.average.update(run.model)
         times.append(time.perf_counter() - began)
@@ -130,11 +136,17 @@ def train_epoch(
     steady = sorted(times[_WARM_UP:] or times)
     measured = torch.stack(norms).float() if norms else torch.full((1,), math.nan)
     return {
-        "train loss": float(share.sum(losses)) / max(samples, 1),
+        "train loss": float(share.sum(_weighted(losses))) / max(samples, 1),
         "gradient norm": float(measured.mean()),
         "largest gradient norm": float(measured.max()),
         "seconds per step": steady[len(steady) // 2],
     }
+
+
+def _weighted(losses: list[tuple[Tensor, int]]) -> Tensor:
+    """Their sum, each times its samples."""
+    weights = torch.tensor([size for _, size in losses], dtype=torch.float64, device=losses[0][0].device)
+    return torch.stack([loss for loss, _ in losses]).double() @ weights
 
 
 def _precision(trial: Trial, device: torch.device) -> contextlib.AbstractContextManager[Any]:
