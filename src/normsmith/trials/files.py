@@ -35,7 +35,7 @@ class Folder:
 
     def prepare(self) -> None:
         """Make it, or say why not."""
-        for part in (self.trials, self.running, self.weights):
+        for part in (self.trials, self.running):
             _or_say(lambda part=part: part.mkdir(parents=True, exist_ok=True), part)  # type: ignore[misc]
 
     def manifest(self, identity: str) -> dict[str, Any] | None:
@@ -89,6 +89,7 @@ class Folder:
 
     def save_weights(self, identity: str, state: dict[str, Any]) -> None:
         """Keep the state of a model at the end of its trial."""
+        _or_say(lambda: self.weights.mkdir(exist_ok=True), self.weights)
         _save(self.weights / f"{identity}.pt", state)
 
     def load_weights(self, identity: str) -> dict[str, Any]:
