@@ -149,7 +149,9 @@ def test_the_commands(tmp_path):
     done = command("compare", "recipe.toml", "--out", "runs", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "24 of 24" in done.stderr
-    assert (tmp_path / "runs" / "report.json").exists()
+    assert {path.name for path in (tmp_path / "runs").glob("report.*")} == {
+        f"report.{kind}" for kind in ("csv", "html", "json", "md")
+    }
     page = (tmp_path / "runs" / "report.html").read_text()
     assert "<h1>Comparison: digits</h1>" in page
     assert 'href="report.json"' in page, "it is written before"

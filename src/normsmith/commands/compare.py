@@ -52,7 +52,7 @@ def compare(
     logger
         Also log to tensorboard, wandb, trackio, mlflow, or package.module:factory; as often as needed.
     save
-        Files to write the report to: .html, .json, .md or .csv (default: report.html and report.json in the folder).
+        Files to write the report to: .html, .json, .md or .csv (default: report.html and the others in the folder).
     init
         Print a recipe with comments, and stop.
     schema
@@ -79,7 +79,7 @@ def compare(
     if not leads():
         return
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)
-    _write(result, save or [out / "report.html", out / "report.json"])
+    _write(result, save or [out / f"report{suffix}" for suffix in (".json", ".md", ".csv", ".html")])
 
 
 def report(

@@ -41,7 +41,8 @@ def demonstrate(recipe: dict[str, Any], out: Path, *, quiet: bool = False) -> De
         examinations[what] = examine(model, batches, batches=min(_BATCHES, len(batches)))
         paths.append(examinations[what].save(out / f"examine-{place}.html"))
         links[f"examination of the {what}"] = paths[-1].name
-    result.save(out / "report.json")
+    for suffix in (".json", ".md", ".csv"):
+        result.save(out / f"report{suffix}")
     return Demonstration(result, examinations, (result.save(out / "report.html", links=links), *paths))
 
 
