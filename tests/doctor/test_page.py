@@ -10,6 +10,7 @@ from report.helpers_report import HOSTILE, Watched, chromium, store_of
 from torch import nn
 
 import normsmith as ns
+from normsmith.doctor import page_charts
 from normsmith.doctor.channel_pictures import png
 from normsmith.doctor.layer_page import LayerView, shape_of
 from normsmith.doctor.noise import NoisePoint
@@ -288,3 +289,10 @@ def test_three_hundred_layers_are_small(browser, tmp_path):
     watched.page.wait_for_selector(".entry[open] .drawing[data-drawn]")
     assert watched.page.locator(".entry[open] .name").text_content() == "501"
     watched.close(path)
+
+
+def test_a_number_below_zero_is_drawn_below_zero():
+    table = [{"layer": name, "gap": 0.1, "excess kurtosis": value} for name, value in (("a", -0.7), ("b", 2.0))]
+    charts = page_charts.across(table, {"a": "clean", "b": "clean"})
+    (kurtosis,) = (chart for chart in charts if "kurtosis" in chart.title)
+    assert kurtosis.data["layers"]["y"] == [-0.7, 2.0]

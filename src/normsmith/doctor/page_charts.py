@@ -37,7 +37,7 @@ def across(table: Sequence[Mapping[str, Any]], worst: Mapping[str, Level]) -> li
         if len(rows) > 1:
             layers = {
                 "at": [at for at, _ in rows],
-                "y": [max(0.0, row[key]) for _, row in rows],
+                "y": [row[key] for _, row in rows],
                 "entry": [row["layer"] for _, row in rows],
                 "level": [worst[row["layer"]] for _, row in rows],
             }

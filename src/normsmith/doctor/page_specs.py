@@ -20,13 +20,13 @@ def _tooltip(*keys: str) -> list[dict[str, Any]]:
 
 
 def across(*, limits: bool) -> dict[str, Any]:
-    """A number of every layer, in their order; with lines where a finding begins if there are `limits`."""
+    """A number of every layer, in their order; with lines where a finding begins if there are `limits`. Without, it may be negative."""
     order = _axis("layer, in order", axis={"tickMinStep": 1, "format": "d"}, scale={"zero": False, "nice": False, "padding": 8})
     colour = {"field": "level", "type": "nominal", "legend": None}
     points = _drawn(
         {"type": "point", "size": 44, "opacity": 1, "cursor": "pointer"},
         {"field": "at", **order},
-        {"field": "y", **_axis("", scale={"type": "sqrt"}, axis={"format": "~g", "title": None})},
+        {"field": "y", **_axis("", scale={"type": "sqrt" if limits else "symlog"}, axis={"format": "~g", "title": None})},
         "layers",
         color={**colour, "scale": {"domain": list(LEVELS), "range": list(LEVELS.values())}},
         tooltip=[{"field": "entry", "type": "nominal", "title": "layer"}, *_tooltip("y")],
