@@ -169,3 +169,10 @@ def test_the_commands(tmp_path):
     assert wrong.returncode == 2
     assert "1 mistake" in wrong.stderr
     assert json.loads(command("compare", "--schema", folder=tmp_path).stdout)["title"] == "Recipe"
+
+
+@pytest.mark.parametrize("package", ["polars", "pydantic", "scipy"])
+def test_a_package_that_is_not_there(package):
+    code = f"import sys; sys.modules[{package!r}] = None\nimport normsmith as ns\ntry: ns.compare\nexcept ns.DependencyError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"a comparison expects {package}: got none; pip install 'normsmith[compare]'\n"

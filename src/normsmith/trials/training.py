@@ -96,8 +96,7 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the batches, or up to step `total`; the mean loss and what steps cost."""
     run.model.train()
-    part, clip = trial.statistics_batch, float(trial.option("clip"))
-    device = next(run.model.parameters()).device
+    clip = float(trial.option("clip"))
     scheduled = any(hasattr(module, "step_schedule") for module in run.model.modules())
     losses: list[tuple[Tensor, int]] = []  # of every part of a batch, and the samples of that batch
     samples = 0
@@ -109,13 +108,7 @@ def train_epoch(
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.zero_grad(set_to_none=True)
-        for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
-            with _precision(trial, device):
-                loss = loss_of(run.model(own := share.part(piece)), share.part(target))
-            if len(own) < len(x):
-                loss = loss * (len(own) / len(x))
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append((loss.detach(), len(x)))
+        losses += ((loss, len(x)) for loss in _gradients(run.model, trial, x, y, loss_of, share))
         share.add_gradients(run.model.parameters())
         samples += len(x)
         if clip:
@@ -141,6 +134,20 @@ def train_epoch(
         "largest gradient norm": float(measured.max()),
         "seconds per step": steady[len(steady) // 2],
     }
+
+
+def _gradients(
+    model: nn.Module, trial: Trial, x: Tensor, y: Tensor, loss_of: Callable[[Any, Tensor], Tensor], share: Share
+) -> Iterator[Tensor]:
+    """Add the gradients of a batch, of one part after the other where statistics are of parts; the loss of each, as its share."""
+    part = trial.statistics_batch
+    for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
+        with _precision(trial, x.device):
+            loss = loss_of(model(own := share.part(piece)), share.part(target))
+        if len(own) < len(x):
+            loss = loss * (len(own) / len(x))
+        loss.backward()  # type: ignore[no-untyped-call]
+        yield loss.detach()
 
 
 def _weighted(losses: list[tuple[Tensor, int]]) -> Tensor:
