@@ -24,7 +24,7 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path, monkeypatch):
     run_trial(one, folder)
     kept = {path: path.read_bytes() for path in folder.trials.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr("normsmith.trials.files.os.replace", full)
+        patch.setattr("normsmith.writing.os.replace", full)
         with pytest.raises(ResultsError, match="No space left on device; what is finished there is intact"):
             run_trial(two, folder)
     assert {path: path.read_bytes() for path in folder.trials.iterdir()} == kept

@@ -178,7 +178,7 @@ def test_a_trial_that_diverges_is_a_result(tmp_path):
     assert run_trial(trial, folder) == "diverged"
     manifest = folder.manifest(trial.identity)
     assert 0 <= manifest["accuracy"] <= 0.5
-    assert manifest["steps"] < 18 or len(values(folder, trial, "train loss")) == 3
+    assert manifest["steps"] == 6, "it stops at the end of the epoch in which the loss is no number"
 
 
 def test_a_trial_that_raises_is_a_result(tmp_path):

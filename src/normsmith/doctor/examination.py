@@ -1,7 +1,6 @@
 """`Examination`: what was found, as a table on the terminal, as data, as JSON, and as SARIF for CI."""
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from normsmith.doctor.recommend.recommendation import Recommendation
 from normsmith.doctor.subject import Subject
 from normsmith.errors import OptionError
 from normsmith.surgery._console import as_text
+from normsmith.writing import write_whole
 
 SCHEMA = 1
 _LEVELS = {"info": "note", "warning": "warning", "error": "error"}
@@ -136,9 +136,7 @@ class Examination:
         if pictures:
             raise OptionError(f"save expects pictures= only for a page, .html: got {path.name!r}; leave pictures= out")
         text = str(self) if path.suffix == ".txt" else json.dumps(kinds[path.suffix](), indent=2)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text + "\n")
-        os.replace(part, path)  # noqa: PTH105  (atomic on every system)
+        write_whole(path, lambda part: part.write_text(text + "\n"))
         return path
 
     def __str__(self) -> str:

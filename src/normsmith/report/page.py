@@ -1,6 +1,5 @@
 """`Page`: pieces as one HTML file, with its style sheet, its scripts and its numbers inside."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from normsmith.errors import DependencyError, InputError
 from normsmith.report.charts import Chart, Heatmap, Store, vega
 from normsmith.report.pieces import Card, Entry, Key, Section, number, within
+from normsmith.writing import write_whole
 
 _STATIC = resources.files("normsmith.report") / "static"
 
@@ -32,9 +32,8 @@ class Page:
     def save(self, path: str | Path) -> Path:
         """Write the page."""
         path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.html(), encoding="utf-8")
-        os.replace(part, path)  # noqa: PTH105  (atomic on every system)
+        text = self.html()
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
         return path
 
 

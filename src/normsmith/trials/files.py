@@ -10,13 +10,13 @@ DIR/running/ID.lock        held by the process that runs it; let go by the syste
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from normsmith import writing
 from normsmith.errors import ResultsError
 
 SCHEMA = 1
@@ -126,17 +126,8 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written beside its place, then put it there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-
-    def write_and_move() -> None:
-        try:
-            write(part)
-            os.replace(part, path)  # noqa: PTH105  (atomic on every system)
-        finally:
-            part.unlink(missing_ok=True)
-
-    _or_say(write_and_move, path)
+    """Write a file whole; where that fails, say what is to be done."""
+    _or_say(lambda: writing.write_whole(path, write), path)
 
 
 def _or_say(act: Callable[[], Any], path: Path) -> None:

@@ -86,11 +86,15 @@ class Trial:
         data = {key: value for key, value in data.items() if key != "label"}
         if isinstance(data["normalizer"], dict):
             data["normalizer"] = tuple(data["normalizer"].items())
-        frozen = {part: tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in data[part].items()) for part in _PARTS}
-        return Trial(**{**data, **frozen})
+        return Trial(**{**data, **{part: _frozen(data[part]) for part in _PARTS}})
 
 
 _PARTS = ("schedule", "training")
+
+
+def _frozen(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Settings as pairs that can be told apart and hashed."""
+    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
 
 
 @cache
@@ -141,8 +145,8 @@ def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
                 0.0,
                 optimizer.momentum,
                 optimizer.weight_decay,
-                tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in recipe.schedule.model_dump(mode="json").items()),
-                tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in training.items()),
+                _frozen(recipe.schedule.model_dump(mode="json")),
+                _frozen(training),
                 recipe.target_accuracy,
                 reference_batch=optimizer.reference_batch,
             )
