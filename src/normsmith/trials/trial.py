@@ -20,7 +20,7 @@ from normsmith.trials.average import Average
 from normsmith.trials.build import build
 from normsmith.trials.files import Folder
 from normsmith.trials.loggers import Journal
-from normsmith.trials.memory import kept_for_backward
+from normsmith.trials.memory import kept_for_backward, watch_peak
 from normsmith.trials.observed import observed
 from normsmith.trials.plan import Trial, source_version
 from normsmith.trials.share import ALONE, Share
@@ -177,6 +177,7 @@ class Training:
         status = "finished"
         while self.run.step < self.total:
             self.share.seed(self.trial.seed, self.run.epoch)
+            peak = watch_peak(self.device)
             measured = train_epoch(
                 self.run,
                 self.trial,
@@ -186,7 +187,8 @@ class Training:
                 self._telling(tell),
                 self.share,
             )
-            self._end_epoch(measured)
+            most = peak()
+            self._end_epoch(measured if most is None else {**measured, "peak memory": most})
             follow(self.run.records)
             if not math.isfinite(measured["train loss"]):
                 status = "diverged"
