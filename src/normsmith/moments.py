@@ -285,5 +285,5 @@ def _runs(rows: Tensor, size: int) -> tuple[Tensor, int]:
 def fit(grad: Tensor, tensor: Tensor) -> Tensor:
     """The gradient of a tensor that was broadcast, in its own shape and type."""
     if grad.shape != tensor.shape:
-        grad = grad.view(tensor.shape) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
+        grad = grad.view_as(tensor) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
     return grad if grad.dtype == tensor.dtype else grad.to(tensor.dtype)
