@@ -1,7 +1,7 @@
 """From cut tensors to loops: finds the layout, allocates, hands over addresses, merges."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normsmith import moments
 from normsmith.cells import layout
 from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.kernels.cpu import columns, merge, parallel, rows, threads
-from normsmith.moments import Pooled
+from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
+from normsmith.moments import Moments, Pooled, Weighed
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
@@ -126,7 +127,7 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
     outer = 1 if shared else samples
     found = torch.empty((3 if within is not None else 2, outer, channels), dtype=x.dtype, device=x.device)
-    mean_at, var_at, count_at = *_layers(found), *((0,) if within is None else ())
+    mean_at, var_at, count_at = [*_layers(found), 0][:3]
     merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, count_at, mean_at, var_at)
     mean, var, *held = found.unbind()
     return Pooled(mean, var, held[0] if held else positions * (samples if shared else 1))
@@ -186,3 +187,34 @@ def cell_grad_input(
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
     _run("grad_input" if floor is None else "grad_input_above", by_rows, x, *where, *found, step)
     return dx
+
+
+def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -> Weighed:
+    """As `moments.weigh`, which does what the loops cannot."""
+    if not _fit(d_mean, d_var, sources, mean_weights, var_weights):
+        return moments.weigh(d_mean, d_var, sources, mean_weights, var_weights)
+    zero, size = ZEROS[d_mean.dtype], d_mean.element_size()
+    d_weights = torch.empty((2, len(sources)), dtype=d_mean.dtype, device=d_mean.device)
+    p, q, dot_mean, dot_var = (t.data_ptr() for t in (mean_weights, var_weights, *d_weights))
+    found = []
+    for k, m in enumerate(sources):
+        own = torch.empty((2, *m.mean.shape), dtype=d_mean.dtype, device=d_mean.device)
+        own_mean, own_var = own.unbind()
+        values = [t.data_ptr() for t in (d_mean, d_var, m.mean, m.var)]
+        weights, dots = (p + k * size, q + k * size), (dot_mean + k * size, dot_var + k * size)
+        owns = (own_mean.data_ptr(), own_var.data_ptr())
+        blend.weigh_source(zero, *d_mean.shape, *m.mean.shape, *values, *weights, *owns, *dots)
+        found.append((own_mean, own_var))
+    return d_weights[0], d_weights[1], found
+
+
+def _fit(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], *weights: Tensor) -> bool:
+    """Whether all are contiguous and of one type, statistics of cells, of samples or of channels."""
+    if d_mean.dim() != 2 or d_var.shape != d_mean.shape or d_mean.dtype not in ZEROS:
+        return False
+    samples, channels = d_mean.shape
+    shapes = ((samples, channels), (samples, 1), (1, channels))
+    if not all(m.mean.shape in shapes and m.var.shape == m.mean.shape for m in sources):
+        return False
+    every = (d_mean, d_var, *weights, *(t for m in sources for t in (m.mean, m.var)))
+    return all(t.dtype == d_mean.dtype and t.is_contiguous() and t.is_cpu and not t.is_neg() for t in every)
