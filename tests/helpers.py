@@ -88,6 +88,8 @@ def tensors_of(layer: Any) -> dict[str, Tensor | None]:
     return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in slots.items()}
 
 
+# Methods that take nothing but x, so that a layer can stand in for any other.
+ONE_INPUT = [name for name in ns.catalog() if not ns.make(name, CHANNELS).example_inputs(torch.zeros(1, CHANNELS, 2))]
 CASES = [Case(name) for name in ns.catalog()]
 
 

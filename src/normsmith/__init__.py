@@ -32,6 +32,7 @@ _ELSEWHERE = {
     "param_groups": "normsmith.surgery.param_groups",
     "recalibrate": "normsmith.surgery.recalibrate",
     "unfreeze": "normsmith.surgery.freeze",
+    "conditioned": "normsmith.surgery.conditioned",
     "convert": "normsmith.surgery.convert",
     "Conversion": "normsmith.surgery.conversion",
     "fold": "normsmith.surgery.fold",

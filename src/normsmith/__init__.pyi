@@ -34,6 +34,7 @@ from normsmith.methods.catalog import Entry as Entry
 from normsmith.methods.catalog import catalog as catalog
 from normsmith.methods.catalog import make as make
 from normsmith.methods.conditional import ConditionalNorm as ConditionalNorm
+from normsmith.methods.context import ContextNorm as ContextNorm
 from normsmith.methods.dynamic_tanh import DynamicTanh as DynamicTanh
 from normsmith.methods.evo_b0 import EvoNormB0 as EvoNormB0
 from normsmith.methods.evo_s0 import EvoNormS0 as EvoNormS0
@@ -58,6 +59,7 @@ from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSw
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
 from normsmith.surgery.adapt import adapt as adapt
+from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert
 from normsmith.surgery.fold import Fold as Fold

@@ -207,6 +207,15 @@ _ENTRIES = (
         running=True,
         family="adaptive",
     ),
+    Entry(
+        "context",
+        "ContextNorm",
+        "statistics of the samples of one context, or learned tables instead of them",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        family="adaptive",
+    ),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsmith.trials.algorithms import Forward, plain
 
-def kept_for_backward(model: nn.Module, x: Tensor) -> int:
+
+def kept_for_backward(model: nn.Module, x: Tensor, forward: Forward = plain) -> int:
     """Bytes of all tensors saved in a forward in training, each memory once, without the parameters; on a copy of the model."""
     twin = copy.deepcopy(model).train()
     own = {p.untyped_storage().data_ptr() for p in twin.parameters()}
@@ -23,7 +25,7 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> int:
     random = torch.get_rng_state()
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, _same):
-            output: Any = twin(x)
+            output: Any = forward(twin, x)
     finally:
         torch.set_rng_state(random)
     del output  # it held what was found, so that no address was taken twice
