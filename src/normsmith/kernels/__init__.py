@@ -11,7 +11,8 @@
 gradient. A `floor` is a statistic too; the operations of the gradient get it with what y is made of, to tell whose dy goes to the floor
 instead: sums take one of the two, bounds or floor. What an operation returns has the memory format of its input.
 
-Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba). `choose.py` says which one does the work.
+Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba), `cuda` (Triton). `choose.py` says which one does the
+work.
 """
 
 from collections.abc import Sequence
