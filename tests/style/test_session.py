@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,9 +97,10 @@ def test_preserved_colours(place):
         ({"weights": [1.0, 2.0]}, OptionError, "a weight for each style"),
         ({"weights": [0.0]}, OptionError, "one above zero"),
         ({"weights": [float("inf")]}, OptionError, "a weight for each style"),
+        ({"model": "new.pt", "data": Path("nowhere")}, InputError, "expects a root that is there"),
         ({"model": "content.png"}, ModelError, "content.png is expected to be a model"),
-        ({"model": None}, OptionError, "expects the folder of its files"),
-        ({"minutes": -1.0, "model": "new.pt"}, OptionError, "minutes above zero"),
+        ({"model": None}, OptionError, "give --data, the folder of Tiny ImageNet"),
+        ({"minutes": -1.0, "model": "new.pt", "data": Path("here")}, OptionError, "minutes above zero"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(place, monkeypatch, options, error, sentence):

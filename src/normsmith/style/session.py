@@ -1,6 +1,7 @@
 """`normsmith stylize`: pictures in, a model that is there or is trained, a picture out."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from normsmith.data._files import ENVIRONMENT
 from normsmith.errors import ModelError, OptionError
 from normsmith.models.style_transfer import StyleEncoder, StyleTransfer
 from normsmith.models.style_weights import load_decoder, load_encoder
@@ -104,6 +106,11 @@ def _model(request: Request, console: Console) -> StyleTransfer:
 
 
 def _trained(request: Request, path: Path, encoder: StyleEncoder | None, console: Console) -> StyleTransfer:
+    if request.data is None and not os.environ.get(ENVIRONMENT):
+        raise OptionError(
+            f"stylize has no model at {path} yet and expects pictures to train one from: got none; give --data, the folder of "
+            f"Tiny ImageNet, or set {ENVIRONMENT}"
+        )
     minutes = MINUTES if request.minutes is None else request.minutes
     settings = Settings(minutes=minutes, seed=request.seed or 0)
     what = (
