@@ -31,6 +31,7 @@ FLOORS = [
     "analysis",
     "data",
     "models",
+    "style",
     "report",
     "doctor",
     "trials",

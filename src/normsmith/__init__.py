@@ -54,6 +54,7 @@ _ELSEWHERE = {
     "collecting": "normsmith.methods._averages",
     "sparsestmax": "normsmith.methods._sparsestmax",
     "step_schedules": "normsmith.methods._schedules",
+    "train_style_transfer": "normsmith.style.training",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 

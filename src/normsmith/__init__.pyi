@@ -58,6 +58,7 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt
 from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
