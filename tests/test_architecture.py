@@ -27,6 +27,7 @@ FLOORS = [
     "pointwise",
     "methods",
     "locate",
+    "natural",
     "surgery",
     "analysis",
     "data",

@@ -73,6 +73,8 @@ from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
+from normsmith.surgery.reparametrization import Reparametrization as Reparametrization
+from normsmith.surgery.reparametrize import reparametrize as reparametrize
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
 
