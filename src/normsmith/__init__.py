@@ -53,7 +53,10 @@ _ELSEWHERE = {
     "synchronize": "normsmith.surgery.synchronize",
     "collecting": "normsmith.methods._averages",
     "sparsestmax": "normsmith.methods._sparsestmax",
+    "Reparametrization": "normsmith.surgery.reparametrization",
+    "reparametrize": "normsmith.surgery.reparametrize",
     "step_schedules": "normsmith.methods._schedules",
+    "train_style_transfer": "normsmith.style.training",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 

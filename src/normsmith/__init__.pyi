@@ -58,6 +58,7 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt
 from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
@@ -72,6 +73,8 @@ from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
+from normsmith.surgery.reparametrization import Reparametrization as Reparametrization
+from normsmith.surgery.reparametrize import reparametrize as reparametrize
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
 

@@ -18,6 +18,7 @@ from normsmith.surgery._checkpoints import read_state
 from normsmith.surgery._console import as_text
 from normsmith.surgery._models import refuse_wrapped
 from normsmith.surgery._source import is_norm
+from normsmith.surgery.place_ibn import AFTER_ADDITION
 
 _NAMED = re.compile(r"(bn|sn|gn|norm)(\d*)")
 _LOGITS = ("mean_weight", "var_weight")
@@ -84,6 +85,9 @@ def load_bridged(model: nn.Module, state: Mapping[str, Any] | str | Path, *, str
       their momentum as the weight of the new batch: 0.1 for images, 0.003 for the rest, what they publish (it is not in the file).
       It then gives their outputs. A checkpoint of their "batch average" holds sums, which their code too never divides: recalibrate.
 
+    - The weights of the authors of IBN-Net, two layers `IN` and `BN` for each `ns.IBN` and `IN` behind an addition, go where
+      `ns.place_ibn` has put its layers.
+
     Tensors of other shapes are an error, and the model is untouched. So are, with `strict`, tensors of other layers that only one side
     has, and normalizers for which there is nothing.
     """
@@ -137,6 +141,8 @@ def _aliases(key: str) -> Iterator[str]:
         if path[i] == "norm" and i > 0:
             yield ".".join([*path[:i], *path[i + 1 :], tensor])
     yield ".".join([*path, "norm", tensor])
+    if path and path[-1] == AFTER_ADDITION:
+        yield ".".join([*path[:-1], "IN", tensor])  # what the authors of IBN-Net call it
     named = _NAMED.fullmatch(path[-1]) if path else None
     if named:
         for stem in ("bn", "sn", "gn", "norm"):

@@ -36,18 +36,35 @@ class Listener:
 
 
 def sweep(
-    recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, listener: Listener, log: tuple[str, ...] = ()
+    recipe: Recipe,
+    folder: Folder,
+    engine: Engine,
+    root: Path | None,
+    listener: Listener,
+    log: tuple[str, ...] = (),
+    *,
+    resume: bool = True,
 ) -> list[Trial]:
-    """Run what is not done yet; all trials of the recipe, those of a search included."""
+    """Run what is not done yet, or with `resume=False` everything; all trials of the recipe, those of a search included."""
     folder.prepare()
     first = plan(recipe, device_of(recipe), engine.ranks)
-    refuse_impossible([t for t in first if folder.manifest(t.identity) is None], root, listener.checking)
+    left = [t for t in first if not resume or folder.manifest(t.identity) is None]
+    refuse_impossible(left, root, listener.checking)
+    if not resume:
+        _discard(first, folder)
     _run(first, folder, engine, root, listener, log)
     searched = {trial: _score(folder, trial) for trial in first if trial.searching}
     second = after_search(recipe, searched)
     if second:
+        if not resume:
+            _discard(second, folder)
         _run(second, folder, engine, root, listener, log)
     return [*first, *second]
+
+
+def _discard(trials: Sequence[Trial], folder: Folder) -> None:
+    for trial in trials:
+        folder.discard(trial.identity)
 
 
 def _run(

@@ -19,7 +19,7 @@ from normsmith.trials.average import Average
 from normsmith.trials.build import build
 from normsmith.trials.files import Folder
 from normsmith.trials.loggers import Journal
-from normsmith.trials.memory import kept_for_backward
+from normsmith.trials.memory import kept_for_backward, watch_peak
 from normsmith.trials.observed import observed
 from normsmith.trials.plan import Trial, source_version
 from normsmith.trials.share import ALONE, Share
@@ -160,6 +160,7 @@ class Training:
         status = "finished"
         while self.run.step < self.total:
             self.share.seed(self.trial.seed, self.run.epoch)
+            peak = watch_peak(self.device)
             measured = train_epoch(
                 self.run,
                 self.trial,
@@ -169,7 +170,9 @@ class Training:
                 self._telling(tell),
                 self.share,
             )
-            self._end_epoch({**measured, **self.algorithm.values()})
+            most = peak()
+            held = {} if most is None else {"peak memory": most}
+            self._end_epoch({**measured, **held, **self.algorithm.values()})
             follow(self.run.records)
             if not math.isfinite(measured["train loss"]):
                 status = "diverged"
