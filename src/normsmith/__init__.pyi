@@ -56,6 +56,7 @@ from normsmith.methods.renorm import BatchRenorm as BatchRenorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
+from normsmith.methods.uan import UAN as UAN
 from normsmith.moments import Moments as Moments
 from normsmith.surgery.adapt import adapt as adapt
 from normsmith.surgery.conversion import Conversion as Conversion

@@ -7,7 +7,7 @@
 - `cpu`        the numba kernels; an error for tensors they cannot take
 - `reference`  plain torch
 
-A further backend is one line in `_LOADERS`.
+A further backend is one line in `_LOADERS`, and one in `_MIXTURES` for the operations of mixtures.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,10 +25,12 @@ from torch import Tensor
 from normsmith.cells import cut, layout
 from normsmith.errors import BackendError, OptionError
 from normsmith.kernels import Backend
+from normsmith.kernels.mixtures import MixtureBackend
 from normsmith.surroundings import must_stay_plain
 
 VARIABLE = "NORMSMITH_BACKEND"
 _LOADERS = {"cpu": "normsmith.kernels.cpu", "reference": "normsmith.kernels.reference"}
+_MIXTURES = {"cpu": "normsmith.kernels.cpu.mixture", "reference": "normsmith.kernels.mixtures_reference"}
 NAMES = ("auto", "torch", *_LOADERS)
 
 
@@ -53,8 +55,8 @@ def backend(name: str) -> Iterator[None]:
 
 
 @cache
-def _load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(_LOADERS[name]))
+def _load(room: str) -> Any:
+    return importlib.import_module(room)
 
 
 def kernels_take(x: Tensor) -> bool:
@@ -64,13 +66,22 @@ def kernels_take(x: Tensor) -> bool:
 
 def backend_for(x: Tensor) -> Backend:
     """The four operations for this tensor."""
+    return cast(Backend, _load(_LOADERS[_chosen(x)]))
+
+
+def mixtures_for(x: Tensor) -> MixtureBackend:
+    """The operations of mixtures for this tensor."""
+    return cast(MixtureBackend, _load(_MIXTURES[_chosen(x)]))
+
+
+def _chosen(x: Tensor) -> str:
     forced = _forced.get()
     if forced == "cpu" and not kernels_take(x) and x.numel() > 0:
         raise BackendError(
             f"the cpu backend expects float32 or float64 tensors on the CPU: got {x.dtype} on {x.device}"
             f'{", with the negative bit set" if x.is_neg() else ""}; leave the choice to normsmith with backend("auto")'
         )
-    return _load("cpu" if forced != "reference" and kernels_take(x) else "reference")
+    return "cpu" if forced != "reference" and kernels_take(x) else "reference"
 
 
 # From how many elements on our kernels win over torch's own operator, forward and backward, in rows and in columns; below it torch does

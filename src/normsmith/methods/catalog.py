@@ -154,6 +154,15 @@ _ENTRIES = (
     ),
     Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
     Entry(
+        "uan",
+        "UAN",
+        "K learned clusters per channel, each element normalized by those it belongs to",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="mixture",
+    ),
+    Entry(
         "kalman",
         "KalmanNorm",
         "batch statistics drawn to a prediction from the layer before",
