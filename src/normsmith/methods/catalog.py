@@ -163,6 +163,15 @@ _ENTRIES = (
         family="mixture",
     ),
     Entry(
+        "mode",
+        "ModeNorm",
+        "K batch norms, blended per sample by a learned gate",
+        frozenset(),
+        batch_dependent=True,
+        running=True,
+        family="mixture",
+    ),
+    Entry(
         "kalman",
         "KalmanNorm",
         "batch statistics drawn to a prediction from the layer before",

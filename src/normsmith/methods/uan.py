@@ -1,6 +1,6 @@
 """Unsupervised adaptive normalization: each element is normalized by K learned clusters, in the shares in which it belongs to them.
 
-Formula, per channel: shares r_k = softmax_k(log prior_k - log var_k / 2 - (x - mu_k)² / (2 var_k)) of a learned mixture; weighted moments
+Formula: per channel, shares r_k = softmax_k(log prior_k - log var_k / 2 - (x - mu_k)² / (2 var_k)) of a learned mixture; weighted moments
 R_k = sum r_k, alpha_k = sum r_k x / R_k, delta_k² = sum r_k (x - alpha_k)² / R_k over the batch;
 y = sum_k r_k / sqrt(prior_k) (x - alpha_k) / sqrt(delta_k² + eps) * weight + bias. Learned are mu and var, (K, C), and prior, (K,), the
 same for all channels: var is the softplus of `raw_var` plus 0.001, prior the softmax of `raw_prior`, so that any step keeps them legal.

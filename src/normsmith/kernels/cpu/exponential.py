@@ -55,7 +55,7 @@ def _constants(zero: Any, *values: float) -> tuple[Any, ...]:
 
 
 @overload(exponential, jit_options=_OPTIONS)
-def _exponential(value: Any, zero: Any) -> Any:
+def _exponential(value, zero):
     if zero is types.float32:
         log2_e, high, low, least, one = _constants(zero, _LOG2_E, 0.693359375, -2.12194440e-4, -87.0, 1)
         a, b, c, d, e, f = _constants(
