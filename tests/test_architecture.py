@@ -25,6 +25,7 @@ FLOORS = [
     "normalize",
     "measure",
     "pointwise",
+    "mixture",
     "methods",
     "locate",
     "natural",

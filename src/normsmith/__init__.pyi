@@ -50,6 +50,7 @@ from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.local_response import LocalResponseNorm as LocalResponseNorm
+from normsmith.methods.mode import ModeNorm as ModeNorm
 from normsmith.methods.noisy import NoisyNorm as NoisyNorm
 from normsmith.methods.population import PopulationNorm as PopulationNorm
 from normsmith.methods.position import PositionNorm as PositionNorm
@@ -57,6 +58,7 @@ from normsmith.methods.renorm import BatchRenorm as BatchRenorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
+from normsmith.methods.uan import UAN as UAN
 from normsmith.moments import Moments as Moments
 from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt

@@ -207,8 +207,9 @@ class Moments:
 
     def unbiased(self) -> Tensor:
         """The variance with the divisor count - 1, as running statistics keep it."""
-        less = self.count - 1
-        return self.var * (self.count / (less.clamp_min(1) if isinstance(less, Tensor) else max(less, 1)))
+        if isinstance(self.count, Tensor):
+            return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
+        return self.var * (self.count / max(self.count - 1, 1))
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""
