@@ -6,17 +6,17 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from normsmith.affine import Standardized
 from normsmith.errors import TooFewValuesError
-from normsmith.kernels.choose import prefer_torch
+from normsmith.kernels.choose import backend_for, prefer_torch
 from normsmith.methods._base import Normalizer
 from normsmith.methods._batches import union
 from normsmith.methods._options import check_running, write_out_signature
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
-from normsmith.surroundings import is_recomputing
+from normsmith.surroundings import is_recomputing, must_stay_plain
 from normsmith.world import SharedGroup, World
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -194,6 +194,8 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
+        if not final and self._moves_at_once(batch):
+            return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype
             mean, var = _like(batch.mean, running_mean, dtype), _like(batch.var, running_mean, dtype)
@@ -215,6 +217,19 @@ class RunningNormalizer(Normalizer):
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
             new = var if final else Moments(mean, var, count).unbiased()
             self._move(mean, new, take, None if batches is None else _like(batches, mean, mean.dtype))
+
+    def _moves_at_once(self, batch: Moments) -> bool:
+        """Where no policy has a say, all in one small loop; as operations it costs as much as a kernel over a small batch."""
+        mean, var, tracked = (self._buffers[key] for key in BUFFERS)
+        if mean is None or var is None or tracked is None or not isinstance(batch.count, int):
+            return False
+        policies = self.num_batches_skipped is not None or self.collected is not None or self.pending is not None
+        if policies or self.momentum is None or self._first_batch_sets or must_stay_plain((mean, batch.mean)):
+            return False
+        tracked.add_(1)
+        factors = (1.0, batch.count / max(batch.count - 1, 1))
+        backend_for(batch.mean).move_average((mean, var), (batch.mean, batch.var), factors, self.momentum)
+        return True
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
@@ -251,19 +266,14 @@ class RunningNormalizer(Normalizer):
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""
-        policies = {
-            "frozen": (self.frozen, self._born_frozen),
-            "accumulate": (self.accumulate, 1),
-            "nonfinite": (self.nonfinite, "update"),
-            "on_single": (self.on_single, "error"),
-            "process_group": (self.process_group, None),
-        }
+        default = {"frozen": self._born_frozen, "accumulate": 1, "nonfinite": "update", "on_single": "error"}
         return {
             "eps": self.eps,
             "momentum": self.momentum,
             "affine": self.affine,
             "track_running_stats": self.track_running_stats,
-            **{key: value for key, (value, default) in policies.items() if value != default},
+            **{key: getattr(self, key) for key, value in default.items() if getattr(self, key) != value},
+            **({} if self.process_group is None else {"process_group": self.process_group}),
         }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -288,12 +298,3 @@ class RunningNormalizer(Normalizer):
 def _like(t: Tensor, sized: Tensor, dtype: torch.dtype) -> Tensor:
     t = t if t.shape == sized.shape else t.reshape_as(sized)
     return t if t.dtype == dtype else t.to(dtype)
-
-
-def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:
-    """torch.nn's `kind`1d, 2d or 3d with the options of `layer`; None if it has policies that torch has not."""
-    options = layer.options()
-    if options.keys() - {"eps", "momentum", "affine", "track_running_stats"}:
-        return None
-    twin: nn.Module = getattr(nn, f"{kind}{max(spatial_dims, 1)}d")(layer.num_features, **options)
-    return twin
