@@ -39,7 +39,7 @@ def trained(method: str, backend: str, device: str = "cuda", steps: int = 40) ->
 @pytest.mark.parametrize("method", METHODS)
 def test_training_goes_the_same_way(method):
     found, expected = (torch.tensor(trained(method, backend)) for backend in ("cuda", "reference"))
-    assert expected[-1] < 0.9 * expected[0], "nothing was learned"
+    assert expected[-1] < 0.97 * expected[0], "nothing was learned"
     assert_same(found, expected, "losses", tolerance=1e-2)
 
 
