@@ -41,7 +41,7 @@ TRAINED = shaken(net(nn.BatchNorm2d))
 X = torch.randn(4, 3, 9, 9)
 
 
-@pytest.mark.parametrize("method", [name for name, entry in ns.catalog().items() if name != "conditional"])
+@pytest.mark.parametrize("method", [name for name, entry in ns.catalog().items() if name not in {"conditional", "context"}])
 def test_batch_norm_into_every_method(method):
     model = net(lambda c: ns.make(method, c))
     fresh = copy.deepcopy(model.bn1.state_dict())
@@ -60,11 +60,14 @@ def test_batch_norm_into_every_method(method):
     assert bridge.others == {key: key for key in ("conv.weight", "conv.bias", "fc.weight", "fc.bias")}
 
 
-def test_every_condition_gets_the_statistics():
-    model = net(lambda c: ns.ConditionalNorm(c, num_conditions=3, statistics="condition"))
+@pytest.mark.parametrize("method", ["conditional:num_conditions=3,statistics=condition", "context:num_contexts=3"])
+def test_every_condition_gets_the_statistics(method):
+    model = net(lambda c: ns.make(method, c))
     ns.load_bridged(model, TRAINED.state_dict())
     for key, value in TRAINED.bn1.state_dict().items():
-        assert torch.equal(getattr(model.bn1, key), value.expand(3, *value.shape))
+        own = getattr(model.bn1, key)
+        assert torch.equal(own, value.expand(own.shape))
+        assert own.dim() == value.dim() + (method.startswith("conditional") or "running" in key or "num" in key)
 
 
 def test_the_outputs_are_those_of_the_checkpoint_where_the_method_has_batch_statistics():

@@ -8,7 +8,7 @@
 - `cuda`       the Triton kernels; an error for tensors they cannot take. On CPU tensors too with TRITON_INTERPRET=1, slowly, to test them
 - `reference`  plain torch
 
-A further backend is one line in `_LOADERS` and one in `_TAKERS`.
+A further backend is one line in `_LOADERS` and one in `_TAKERS`; one in `_MIXTURES` too, if it has the operations of mixtures.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ from torch import Tensor
 from normsmith.cells import cut, layout
 from normsmith.errors import BackendError, DependencyError, OptionError
 from normsmith.kernels import Backend
+from normsmith.kernels.mixtures import MixtureBackend
 from normsmith.surroundings import must_stay_plain
 
 VARIABLE = "NORMSMITH_BACKEND"
 _LOADERS = {"cpu": "normsmith.kernels.cpu", "cuda": "normsmith.kernels.cuda", "reference": "normsmith.kernels.reference"}
+_MIXTURES = {"cpu": "normsmith.kernels.cpu.mixture"}
 NAMES = ("auto", "torch", *_LOADERS)
 
 
@@ -55,8 +57,8 @@ def backend(name: str) -> Iterator[None]:
 
 
 @cache
-def _load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(_LOADERS[name]))
+def _load(room: str) -> Any:
+    return importlib.import_module(room)
 
 
 def kernels_take(x: Tensor) -> bool:
@@ -109,14 +111,23 @@ def _refuse(forced: str, x: Tensor) -> None:
 
 def backend_for(x: Tensor) -> Backend:
     """The four operations for this tensor."""
+    return cast(Backend, _load(_LOADERS[_chosen(x)]))
+
+
+def mixtures_for(x: Tensor) -> MixtureBackend:
+    """The operations of mixtures for this tensor."""
+    return cast(MixtureBackend, _load(_MIXTURES.get(_chosen(x), "normsmith.kernels.mixtures_reference")))
+
+
+def _chosen(x: Tensor) -> str:
     forced = _forced.get()
     if forced == "reference" or x.numel() == 0:
-        return _load("reference")
+        return "reference"
     if forced in _TAKERS:
         if not _TAKERS[forced](x):
             _refuse(forced, x)
-        return _load(forced)
-    return _load("cpu" if kernels_take(x) else "cuda" if x.is_cuda and cuda_kernels_take(x) else "reference")
+        return forced
+    return "cpu" if kernels_take(x) else "cuda" if x.is_cuda and cuda_kernels_take(x) else "reference"
 
 
 # From how many elements on our kernels win over torch's own operator, forward and backward, in rows and in columns; below it torch does
