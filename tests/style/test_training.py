@@ -11,7 +11,7 @@ import normsmith as ns
 from normsmith import data
 from normsmith.errors import InputError, OptionError, ResultsError
 from normsmith.models import StyleEncoder, StyleTransfer
-from normsmith.style import training
+from normsmith.style import phases, training
 from normsmith.style.pairs import Pairs
 from normsmith.style.phases import DecoderPhase, EncoderPhase, Phase
 from normsmith.style.settings import Settings
@@ -107,13 +107,25 @@ def test_the_encoder_is_the_classifier_without_its_norms(pictures):
     assert phase.measured()["encoder accuracy"] > 0.5
 
 
-def test_the_decoder_learns_and_the_encoder_stays(tmp_path, pictures):
+def test_the_decoder_learns_and_the_encoder_stays(pictures, monkeypatch):
+    monkeypatch.setattr(phases, "_WARM_UP", 1)
     encoder = StyleEncoder((1, 1), width=4)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     phase = DecoderPhase(encoder, Pairs([data.load(str(pictures)).train.inputs], 4, 16, 0), small(pictures, decoder_rate=1e-2))
     losses = [phase.update(0, 0.5) for _ in range(40)]  # the same pairs
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+
+
+def test_what_a_step_makes_smaller(pictures):
+    phase = DecoderPhase(
+        StyleEncoder((1, 1), width=4), Pairs([data.load(str(pictures)).train.inputs], 4, 16, 0), small(pictures)
+    )
+    contents, styles = phase.pairs.at(3)
+    drawn = phase.transfer.decoder(phase.transfer.encoder(contents)[-1])
+    assert torch.equal(phase.loss(3, 0.29), (drawn - contents).square().mean()), "a rehearsal"
+    losses = phase.transfer.losses(contents, styles)
+    assert torch.equal(phase.loss(3, 0.31), losses.content + 10 * losses.style)
 
 
 def test_an_encoder_that_is_given_is_kept(tmp_path, pictures):
