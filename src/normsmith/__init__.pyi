@@ -34,6 +34,7 @@ from normsmith.methods.catalog import Entry as Entry
 from normsmith.methods.catalog import catalog as catalog
 from normsmith.methods.catalog import make as make
 from normsmith.methods.conditional import ConditionalNorm as ConditionalNorm
+from normsmith.methods.context import ContextNorm as ContextNorm
 from normsmith.methods.dynamic_tanh import DynamicTanh as DynamicTanh
 from normsmith.methods.evo_b0 import EvoNormB0 as EvoNormB0
 from normsmith.methods.evo_s0 import EvoNormS0 as EvoNormS0
@@ -49,6 +50,7 @@ from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.local_response import LocalResponseNorm as LocalResponseNorm
+from normsmith.methods.mode import ModeNorm as ModeNorm
 from normsmith.methods.noisy import NoisyNorm as NoisyNorm
 from normsmith.methods.population import PopulationNorm as PopulationNorm
 from normsmith.methods.position import PositionNorm as PositionNorm
@@ -56,9 +58,11 @@ from normsmith.methods.renorm import BatchRenorm as BatchRenorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
+from normsmith.methods.uan import UAN as UAN
 from normsmith.moments import Moments as Moments
 from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt
+from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert
 from normsmith.surgery.fold import Fold as Fold
@@ -71,6 +75,8 @@ from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
+from normsmith.surgery.reparametrization import Reparametrization as Reparametrization
+from normsmith.surgery.reparametrize import reparametrize as reparametrize
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.moments import Moments, Pooled
+from normsmith.moments import Moments, Pooled, weigh
+
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "statistics_type", "weigh", "widened"]
 
 
 def statistics_type(x: Tensor) -> torch.dtype:

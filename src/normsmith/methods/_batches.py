@@ -13,7 +13,7 @@ def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: T
         mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
     old_mean, old_var, old, batches = state.unbind(0)
     total = old + new
-    share = new / total.clamp_min(1)
+    share = new / total.clamp_min(torch.finfo(total.dtype).tiny)  # weighted moments may count less than one
     step = mean - old_mean
     between = 0 if final else share * (1 - share) * step.square()
     spread = old_var + share * (var - old_var) + between

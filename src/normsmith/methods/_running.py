@@ -195,10 +195,11 @@ class RunningNormalizer(Normalizer):
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
         with torch.no_grad():
-            shape = running_mean.shape
             dtype = (running_mean if self.collected is None else self.collected).dtype
-            mean, var = _like(batch.mean, shape, dtype), _like(batch.var, shape, dtype)
-            count = batch.count.expand_as(batch.mean).reshape(shape) if isinstance(batch.count, Tensor) else batch.count
+            mean, var = _like(batch.mean, running_mean, dtype), _like(batch.var, running_mean, dtype)
+            count = batch.count
+            if isinstance(count, Tensor):
+                count = count.expand_as(batch.mean).reshape_as(running_mean)
             take: Tensor | None = None if isinstance(count, int) else count > 0
             if self.num_batches_skipped is not None:
                 finite = (mean + var).isfinite().all()
@@ -213,7 +214,7 @@ class RunningNormalizer(Normalizer):
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
             new = var if final else Moments(mean, var, count).unbiased()
-            self._move(mean, new, take, None if batches is None else _like(batches, shape, mean.dtype))
+            self._move(mean, new, take, None if batches is None else _like(batches, mean, mean.dtype))
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
@@ -284,8 +285,9 @@ class RunningNormalizer(Normalizer):
                 unexpected_keys.remove(prefix + "frozen")
 
 
-def _like(t: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return t if t.shape == shape and t.dtype == dtype else t.reshape(shape).to(dtype)
+def _like(t: Tensor, sized: Tensor, dtype: torch.dtype) -> Tensor:
+    t = t if t.shape == sized.shape else t.reshape_as(sized)
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:
