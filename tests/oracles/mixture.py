@@ -27,7 +27,7 @@ def seeds(points, components, joint):
     """Far points, by medians of squared distance; one channel at a time, all channels at once where they are joint."""
     std = points.std(0, unbiased=False)
     parts = [range(points.shape[1])] if joint else [[c] for c in range(points.shape[1])]
-    centers = torch.zeros(components, points.shape[1], dtype=points.dtype)
+    centers, var = torch.zeros(2, components, points.shape[1], dtype=points.dtype)
     for channels in parts:
         own = points[:, channels] / std[channels]
         rank = ((own - own.mean(0)) ** 2).sum(1).argsort(dim=0, stable=True)
@@ -38,8 +38,10 @@ def seeds(points, components, joint):
             reached = nearest[order].cumsum(0) >= 0.5 * nearest[order].cumsum(0)[-1]
             chosen.append(order[reached.nonzero()[0, 0]])
         centers[:, channels] = points[torch.stack(chosen)][:, channels]
-    var = points.var(0, unbiased=False).clamp_min(1e-4).expand(components, -1)
-    return torch.full((components, 1 if joint else points.shape[1]), 1 / components, dtype=points.dtype), centers, var
+        label = torch.stack([((own - own[i]) ** 2).sum(1) for i in chosen]).argmin(0)
+        var[:, channels] = ((points - centers[label]) ** 2).mean(0)[channels]
+    prior = torch.full((components, 1 if joint else points.shape[1]), 1 / components, dtype=points.dtype)
+    return prior, centers, var.clamp_min(1e-4)
 
 
 def some(points):

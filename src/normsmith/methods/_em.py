@@ -67,22 +67,34 @@ def sample(x: Tensor, mask: Tensor | None, world: World | None) -> Tensor:
     return points
 
 
+def _described(points: Tensor, joint: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which points count, the points with zero for others, their mean and variance, (1, C)."""
+    valid = points.isfinite()
+    held = valid.all(1, keepdim=True) if joint else valid
+    number = held.sum(0, keepdim=True).clamp_min(1)
+    clean = torch.where(held, points, 0)
+    mean = clean.sum(0, keepdim=True) / number
+    return held, clean, mean, torch.where(held, clean - mean, 0).square().sum(0, keepdim=True) / number
+
+
+def spread_of(points: Tensor, joint: bool) -> Tensor:
+    """The variance of all points, (1, C)."""
+    return _described(points, joint)[3].clamp_min(FLOOR)
+
+
 def seed(points: Tensor, components: int, joint: bool) -> Mixture:
     """Starting components on points far from each other, by k-means++ with the median in the place of each draw.
 
     The first is the point of median distance from the mean; each other that at which half of all squared distance to the nearest
-    component so far is reached, nearer points first. Distances are in standard deviations of a channel.
+    component so far is reached, nearer points first. Distances are in standard deviations of a channel. All start with the mean square
+    distance from the nearest as their variance.
     """
-    valid = points.isfinite()
-    held = valid.all(1, keepdim=True) if joint else valid
+    held, clean, mean, var = _described(points, joint)
     number = held.sum(0, keepdim=True)
-    clean = torch.where(held, points, 0)
-    mean = clean.sum(0, keepdim=True) / number.clamp_min(1)
-    var = torch.where(held, clean - mean, 0).square().sum(0, keepdim=True) / number.clamp_min(1)
-    inverse = var.clamp_min(torch.finfo(var.dtype).tiny).rsqrt()
+    inverse = 1 / var.clamp_min(torch.finfo(var.dtype).tiny)
 
     def distance(center: Tensor) -> Tensor:
-        squares = ((clean - center) * inverse).square()
+        squares = (clean - center).square() * inverse
         return squares.sum(1, keepdim=True) if joint else squares
 
     def pick(key: Tensor, weight: Tensor) -> Tensor:
@@ -93,12 +105,15 @@ def seed(points: Tensor, components: int, joint: bool) -> Mixture:
 
     away = distance(mean)
     centers = [pick(away, torch.ones_like(away))]
-    nearest = distance(centers[0])
+    nearest, gaps = distance(centers[0]), (clean - centers[0]).square()
     for _ in range(components - 1):
         centers.append(pick(nearest, nearest))
-        nearest = torch.minimum(nearest, distance(centers[-1]))
+        found = distance(centers[-1])
+        gaps = torch.where(found < nearest, (clean - centers[-1]).square(), gaps)
+        nearest = torch.minimum(nearest, found)
     prior = clean.new_full((components, 1 if joint else clean.shape[1]), 1 / components)
-    return Mixture(prior, torch.cat(centers), var.clamp_min(FLOOR).expand(components, -1))
+    within = torch.where(held, gaps, 0).sum(0, keepdim=True) / number.clamp_min(1)
+    return Mixture(prior, torch.cat(centers), within.clamp_min(FLOOR).expand(components, -1))
 
 
 def lowest(points: Tensor, evidence: Tensor, components: int) -> Tensor:

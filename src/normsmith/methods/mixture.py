@@ -142,9 +142,14 @@ class MixtureNorm(ComponentNormalizer):
         return self.mixture == "joint"
 
     def _average(self) -> Mixture:
-        """The running mixture, for one forward."""
+        """The running mixture, for one forward; the same copies as `constants` makes, and for the same reasons."""
         assert self.running_prior is not None
-        return Mixture(self.running_prior.clone(), *self.constants())
+        with torch.enable_grad():
+            mean, var = self.constants()
+        prior = self.running_prior
+        if torch.compiler.is_compiling():
+            return Mixture(prior.unsqueeze(0).cumsum(0).squeeze(0), mean, var)
+        return Mixture(prior.clone(), mean, var)
 
     @torch.no_grad()
     def _fit(self, x: Tensor, mask: Tensor | None) -> Mixture:
@@ -208,7 +213,7 @@ class MixtureNorm(ComponentNormalizer):
         points = _em.sample(x, mask, self.world).to(self.running_prior.dtype)
         if points.shape[0] < self.components:
             return
-        spread = _em.seed(points, 1, self._joint).var
+        spread = _em.spread_of(points, self._joint)
         far = _em.lowest(points, log_evidence(points, fitted.density(self._joint, self.temperature)), self.components)
         enough = far.isfinite().all() & (points.isfinite().all(1).sum() >= self.components)
         dead = dead & enough
