@@ -50,6 +50,7 @@ from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.local_response import LocalResponseNorm as LocalResponseNorm
+from normsmith.methods.mixture import MixtureNorm as MixtureNorm
 from normsmith.methods.mode import ModeNorm as ModeNorm
 from normsmith.methods.noisy import NoisyNorm as NoisyNorm
 from normsmith.methods.population import PopulationNorm as PopulationNorm

@@ -47,7 +47,7 @@ class RunningNormalizer(Normalizer):
     collected: Tensor | None = None  # inside `collecting`: mean, var, count and number of the batches so far, in float64
     collects_within = False  # their variances averaged, not merged
     _born_frozen: ClassVar[bool] = False
-    _first_batch_sets: ClassVar[bool] = False  # whether the first batch is taken whole, whatever the momentum
+    _first_batch_sets: bool = False  # whether the first batch is taken whole, whatever the momentum
 
     num_features: int
     eps: float
@@ -262,7 +262,9 @@ class RunningNormalizer(Normalizer):
             return ((1 if batches is None else batches) / tracked.clamp_min(1).unsqueeze(-1).to(precise)).to(dtype)
         if batches is not None:
             return 1 - (1 - self.momentum) ** batches
-        return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype) if self._first_batch_sets else self.momentum
+        if self._first_batch_sets:
+            return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype).unsqueeze(-1)
+        return self.momentum
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""

@@ -39,6 +39,7 @@ class Entry:
     affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
     ordered: bool = False  # in training, the order of the samples matters
     random: bool = False  # in training, the output is random
+    fitted: bool = False  # in training, something is fitted to the batch: parts of it do not add up to the one batch they are
     detached: bool = False  # in training, something made of x is a constant for the gradient, which is then not the derivative
 
     def load(self) -> type[Any]:
@@ -153,6 +154,17 @@ _ENTRIES = (
         family="filtered",
     ),
     Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
+    Entry(
+        "mixture",
+        "MixtureNorm",
+        "each element normalized by the components of a Gaussian mixture, fitted by EM in training",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        fitted=True,
+        detached=True,
+        family="mixture",
+    ),
     Entry(
         "uan",
         "UAN",
