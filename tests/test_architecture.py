@@ -26,6 +26,7 @@ FLOORS = [
     "measure",
     "pointwise",
     "methods",
+    "recurrent",
     "locate",
     "surgery",
     "analysis",

@@ -57,6 +57,10 @@ from normsmith.methods.rms import RMSNorm as RMSNorm
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.moments import Moments as Moments
+from normsmith.recurrent.gru import GRU as GRU
+from normsmith.recurrent.gru import GRUCell as GRUCell
+from normsmith.recurrent.lstm import LSTM as LSTM
+from normsmith.recurrent.lstm import LSTMCell as LSTMCell
 from normsmith.surgery.adapt import adapt as adapt
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert

@@ -55,7 +55,7 @@ def settle(layer: nn.Module, collected: Tensor, within: bool) -> None:
     """Bring mean, variance, count and number of some batches to where evaluation reads them; `within` as in `collecting`."""
     mean, var, count, batches = collected.unbind(0)
     var = var if within else Moments(mean, var, count).unbiased()
-    number = batches.max().long()
+    number = batches.amax(-1).long()  # of several sets each has its own
     new = {"running_mean": mean, "running_var": var, "num_batches_tracked": number}
     with torch.no_grad():
         for key in BUFFERS:
