@@ -3,6 +3,7 @@
 from normsmith import analysis as analysis
 from normsmith import data as data
 from normsmith import models as models
+from normsmith import weights as weights
 from normsmith.comparison.comparison import Comparison as Comparison
 from normsmith.comparison.running import compare as compare
 from normsmith.doctor.examination import Examination as Examination
@@ -76,5 +77,7 @@ from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
+from normsmith.weights.discriminator import GradNormDiscriminator as GradNormDiscriminator
+from normsmith.weights.gradients import normalize_gradients as normalize_gradients
 
 __version__: str
