@@ -11,7 +11,7 @@ import normsmith as ns
 from normsmith import data
 from normsmith.errors import InputError, OptionError, ResultsError
 from normsmith.models import StyleEncoder, StyleTransfer
-from normsmith.style import training
+from normsmith.style import phases, training
 from normsmith.style.pairs import Pairs
 from normsmith.style.phases import DecoderPhase, EncoderPhase, Phase
 from normsmith.style.settings import Settings
@@ -48,10 +48,10 @@ def test_after_a_kill_it_goes_on_to_the_same_bits(tmp_path, pictures, monkeypatc
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     update = Phase.update
 
-    def mortal(self, step, factor):
+    def mortal(self, step, progress):
         if (self.name, step) == (phase, at):
             raise KilledError
-        return update(self, step, factor)
+        return update(self, step, progress)
 
     monkeypatch.setattr(Phase, "update", mortal)
     with pytest.raises(KilledError):
@@ -92,9 +92,9 @@ def test_what_is_of_another_training_or_broken_is_not_gone_on_with(tmp_path, pic
 
 def test_the_encoder_is_the_classifier_without_its_norms(pictures):
     phase = EncoderPhase(data.load(str(pictures)), small(pictures))
-    first = phase.update(0, 1.0)
+    first = phase.update(0, 0.0)
     for step in range(1, 20):
-        last = phase.update(step, 1.0)
+        last = phase.update(step, 0.0)
     assert last < first
     phase.classifier.eval()
     x = torch.rand(2, 3, 16, 16)
@@ -107,13 +107,25 @@ def test_the_encoder_is_the_classifier_without_its_norms(pictures):
     assert phase.measured()["encoder accuracy"] > 0.5
 
 
-def test_the_decoder_learns_and_the_encoder_stays(tmp_path, pictures):
+def test_the_decoder_learns_and_the_encoder_stays(pictures, monkeypatch):
+    monkeypatch.setattr(phases, "_WARM_UP", 1)
     encoder = StyleEncoder((1, 1), width=4)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     phase = DecoderPhase(encoder, Pairs([data.load(str(pictures)).train.inputs], 4, 16, 0), small(pictures, decoder_rate=1e-2))
-    losses = [phase.update(step, 1.0) for step in range(40)]
+    losses = [phase.update(0, 0.5) for _ in range(40)]  # the same pairs
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+
+
+def test_what_a_step_makes_smaller(pictures):
+    phase = DecoderPhase(
+        StyleEncoder((1, 1), width=4), Pairs([data.load(str(pictures)).train.inputs], 4, 16, 0), small(pictures)
+    )
+    contents, styles = phase.pairs.at(3)
+    drawn = phase.transfer.decoder(phase.transfer.encoder(contents)[-1])
+    assert torch.equal(phase.loss(3, 0.29), (drawn - contents).square().mean()), "a rehearsal"
+    losses = phase.transfer.losses(contents, styles)
+    assert torch.equal(phase.loss(3, 0.31), losses.content + 10 * losses.style)
 
 
 def test_an_encoder_that_is_given_is_kept(tmp_path, pictures):
@@ -161,6 +173,7 @@ def test_paintings_are_added_where_they_are_there(tmp_path, pictures):
         ({"minutes": float("nan")}, "minutes above zero"),
         ({"decoder_steps": 0}, "decoder_steps as a positive integer: got 0"),
         ({"encoder_rate": -1.0}, "encoder_rate above zero"),
+        ({"rehearsal": 1.0}, "rehearsal from 0 to below 1"),
         ({"crop": 8}, "crop of at least 9"),
         ({"encoder_share": 1.0}, "encoder_share between 0 and 1"),
     ],

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from normsmith.errors import OptionError, UnknownMethodError
@@ -39,6 +40,8 @@ class Entry:
     affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
     ordered: bool = False  # in training, the order of the samples matters
     random: bool = False  # in training, the output is random
+    fitted: bool = False  # in training, something is fitted to the batch: parts of it do not add up to the one batch they are
+    across: bool = False  # in training, an output depends on the other channels at its own position
     detached: bool = False  # in training, something made of x is a constant for the gradient, which is then not the derivative
 
     def load(self) -> type[Any]:
@@ -51,6 +54,9 @@ class Entry:
         return inspect.cleandoc(importlib.import_module(f"normsmith.methods.{self.name}").__doc__ or "")
 
 
+_SHIFT = frozenset({"channel shift"})
+_of_batch = partial(Entry, batch_dependent=True, running=True, family="whitening")
+_whitens = partial(_of_batch, across=True)
 _ENTRIES = (
     Entry("batch", "BatchNorm", "statistics per channel, over the batch", CHANNEL, batch_dependent=True, running=True),
     Entry("layer", "LayerNorm", "statistics per sample, over channels and positions", SAMPLE),
@@ -63,8 +69,16 @@ _ENTRIES = (
         "statistics per position, over channels; pixel norm as an option",
         SAMPLE,
         affine=False,  # it is, but its cells are positions
+        across=True,
     ),
-    Entry("local_response", "LocalResponseNorm", "divided by the mean square of adjacent channels", frozenset(), affine=False),
+    Entry(
+        "local_response",
+        "LocalResponseNorm",
+        "divided by the mean square of adjacent channels",
+        frozenset(),
+        affine=False,
+        across=True,
+    ),
     Entry(
         "ghost",
         "GhostNorm",
@@ -154,6 +168,17 @@ _ENTRIES = (
     ),
     Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
     Entry(
+        "mixture",
+        "MixtureNorm",
+        "each element normalized by the components of a Gaussian mixture, fitted by EM in training",
+        CHANNEL,
+        batch_dependent=True,
+        running=True,
+        fitted=True,
+        detached=True,
+        family="mixture",
+    ),
+    Entry(
         "uan",
         "UAN",
         "K learned clusters per channel, each element normalized by those it belongs to",
@@ -234,6 +259,14 @@ _ENTRIES = (
         running=True,
         family="adaptive",
     ),
+    _of_batch("centering", "Centering", "the mean of each channel taken away", _SHIFT),
+    _of_batch("scaling", "Scaling", "each channel divided by its deviation, its mean kept", frozenset({"channel scale"})),
+    _whitens("decorrelating", "Decorrelating", "channels turned into their principal axes", _SHIFT),
+    _whitens("pca_whitening", "PCAWhitening", "principal axes, each brought to variance 1", _SHIFT),
+    _whitens("zca_whitening", "ZCAWhitening", "covariance I by the matrix that moves channels least", _SHIFT),
+    _whitens("cholesky_whitening", "CholeskyWhitening", "each channel without what those before it explain", CHANNEL),
+    _whitens("iterative_whitening", "IterativeWhitening", "ZCA whitening by a few Newton-Schulz steps", _SHIFT),
+    _whitens("switchable_whitening", "SwitchableWhitening", "a learned blend of covariances and variances", frozenset()),
 )
 CATALOG = {entry.name: entry for entry in _ENTRIES}
 

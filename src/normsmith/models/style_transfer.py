@@ -82,6 +82,12 @@ class StyleDecoder(nn.Sequential):
             layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
         super().__init__(*layers[:-2])  # what gives colours is followed by nothing
         initialise(self)
+        colours = self[-1]
+        assert isinstance(colours, nn.Conv2d)
+        assert colours.bias is not None
+        with torch.no_grad():  # begins near grey: far from any picture the losses are hundreds, and their first steps do harm
+            colours.weight.mul_(0.1)
+            colours.bias.fill_(0.5)
 
 
 class StyleLosses(NamedTuple):

@@ -1,5 +1,6 @@
 """The two things that are trained, each with its loss: an encoder that tells classes apart, and a decoder that draws from features."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from normsmith.surgery.param_groups import param_groups
 _AUGMENT = "crop:padding=8, flip, colour:brightness=0.2,contrast=0.2,saturation=0.2"
 _DECAY = 5e-2
 _EXAMPLES = 8  # pictures that the folded encoder is proven on
-_STAGE_NORM = "batch"
+_WARM_UP = 50  # steps until the rate is full
 
 
 class Phase(ABC):
@@ -33,8 +34,8 @@ class Phase(ABC):
         self.optimizer = torch.optim.AdamW(param_groups(module, decay), lr=rate)
 
     @abstractmethod
-    def loss(self, step: int) -> Tensor:
-        """What this step makes smaller."""
+    def loss(self, step: int, progress: float) -> Tensor:
+        """What this step makes smaller; `progress` is the share of the training that is over."""
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
@@ -44,12 +45,12 @@ class Phase(ABC):
     def measured(self) -> dict[str, float]:
         """What is worth telling of it in the end, by name."""
 
-    def update(self, step: int, factor: float) -> float:
-        """One step at so much of the full rate; its loss."""
+    def update(self, step: int, progress: float) -> float:
+        """One step, at a rate that rises for some steps and falls as a cosine; its loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor
+            group["lr"] = self.rate * min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(step)
+        loss = self.loss(step, progress)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
@@ -89,7 +90,7 @@ class EncoderPhase(Phase):
     def __init__(self, pictures: Dataset, settings: Settings) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            encoder = StyleEncoder(settings.depths, width=settings.width, norm=_STAGE_NORM)
+            encoder = StyleEncoder(settings.depths, width=settings.width, norm="batch")
             self.classifier = Classifier(encoder, len(pictures.classes))
         encoder.see(pictures.mean, pictures.std)
         super().__init__(self.classifier, settings.encoder_steps, settings.encoder_rate, _DECAY)
@@ -100,7 +101,7 @@ class EncoderPhase(Phase):
         self.test = Batches(pictures.test, 100, shuffle=False, memory_format=torch.channels_last)
         self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
 
-    def loss(self, step: int) -> Tensor:
+    def loss(self, step: int, progress: float) -> Tensor:
         """The cross entropy, labels smoothed by a tenth."""
         if self._stream is None:
             self._stream = self._from(step)
@@ -128,7 +129,10 @@ class EncoderPhase(Phase):
 
 
 class DecoderPhase(Phase):
-    """The decoder learns to draw by the losses of content and style."""
+    """The decoder learns to draw by the losses of content and style; before, it rehearses, drawing contents from their own features.
+
+    The rehearsal, by the squared error of pixels, costs half as much a step, and what follows gets further for it.
+    """
 
     name = "decoder"
 
@@ -139,12 +143,17 @@ class DecoderPhase(Phase):
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.transfer = StyleTransfer(encoder, decoder, style_weight=settings.style_weight)
         super().__init__(decoder, settings.decoder_steps, settings.decoder_rate, 0.0)
-        self.pairs = pairs
+        self.pairs, self.rehearsal = pairs, settings.rehearsal
         self.last: dict[str, float] = {}
 
-    def loss(self, step: int) -> Tensor:
-        """The sum of both losses for the pairs of this step."""
-        losses = self.transfer.losses(*self.pairs.at(step))
+    def loss(self, step: int, progress: float) -> Tensor:
+        """The sum of both losses for the pairs of this step, or the error of the pixels."""
+        contents, styles = self.pairs.at(step)
+        if progress < self.rehearsal:
+            with torch.no_grad():
+                features = self.transfer.encoder(contents)[-1]
+            return F.mse_loss(self.transfer.decoder(features), contents)
+        losses = self.transfer.losses(contents, styles)
         self.last = {"content loss": float(losses.content.detach()), "style loss": float(losses.style.detach())}
         return losses.total
 

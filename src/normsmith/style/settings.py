@@ -26,6 +26,7 @@ class Settings:
     decoder_steps: int = 20000
     decoder_batch: int = 8
     decoder_rate: float = 1e-3
+    rehearsal: float = 0.3  # the share of its training in which the decoder only learns to draw a picture from its own features
     crop: int = 64  # side of the pictures that the decoder sees
     style_weight: float = 10.0
     minutes: float | None = None
@@ -38,6 +39,7 @@ class Settings:
             _expect(type(value) is int and value >= 1, name, "as a positive integer", value)
         for name in ("encoder_rate", "decoder_rate"):
             _expect(getattr(self, name) > 0, name, "above zero", getattr(self, name))
+        _expect(0 <= self.rehearsal < 1, "rehearsal", "from 0 to below 1", self.rehearsal)
         _expect(0 < self.encoder_share < 1, "encoder_share", "between 0 and 1", self.encoder_share)
         limit = self.minutes
         _expect(limit is None or (limit > 0 and math.isfinite(limit)), "minutes", "above zero", limit)

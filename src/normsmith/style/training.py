@@ -18,7 +18,6 @@ from normsmith.style.progress import shown
 from normsmith.style.settings import Settings
 
 SAVE_EVERY = 20.0  # seconds between two checkpoints
-_WARM_UP = 50  # steps until the rate is full
 
 
 def train_style_transfer(
@@ -75,7 +74,7 @@ def _train(phase: Phase, kept: Kept, limit: float, console: Console) -> None:
     with shown(phase.name, console) as tell:
         while (progress := max(step / phase.steps, seconds / limit)) < 1:
             began = time.monotonic()
-            loss = phase.update(step, min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress)))
+            loss = phase.update(step, progress)
             step, seconds = step + 1, seconds + time.monotonic() - began
             tell(progress, step, loss)
             if time.monotonic() - saved >= SAVE_EVERY:
