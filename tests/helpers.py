@@ -130,3 +130,9 @@ def accepts(layer: Any, x: Tensor) -> bool:
     except (ns.TooFewValuesError, UserWarning):
         return False
     return True
+
+
+def is_singular(case: Case, layer: Any, x: Tensor) -> bool:
+    """Whether a covariance of this many vectors is singular: then its directions are those of rounding, and so are gradients."""
+    by_covariance = case.entry.across and case.entry.batch_dependent
+    return by_covariance and x.numel() // x.shape[1] <= CHANNELS // layer.groups

@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "normsmith"
 FLOORS = [
     "errors",
     "writing",
+    "tables",
     "cells",
     "moments",
     "affine",
@@ -27,6 +28,8 @@ FLOORS = [
     "pointwise",
     "mixture",
     "methods",
+    "recurrent",
+    "weights",
     "locate",
     "natural",
     "surgery",

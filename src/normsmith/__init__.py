@@ -44,8 +44,14 @@ _ELSEWHERE = {
     "Finding": "normsmith.doctor.finding",
     "Recommendation": "normsmith.doctor.recommend.recommendation",
     "examine": "normsmith.doctor.examine",
+    "GRU": "normsmith.recurrent.gru",
+    "GRUCell": "normsmith.recurrent.gru",
+    "LSTM": "normsmith.recurrent.lstm",
+    "LSTMCell": "normsmith.recurrent.lstm",
+    "GradNormDiscriminator": "normsmith.weights.discriminator",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
+    "normalize_gradients": "normsmith.weights.gradients",
     "load_bridged": "normsmith.surgery.load_bridged",
     "load_model": "normsmith.locate",
     "place_ibn": "normsmith.surgery.place_ibn",
@@ -60,7 +66,7 @@ _ELSEWHERE = {
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 
-_ROOMS = ("analysis", "data", "models")  # public as a whole: ns.analysis.bn_jacobian
+_ROOMS = ("analysis", "data", "models", "weights")  # public as a whole: ns.analysis.bn_jacobian
 
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",

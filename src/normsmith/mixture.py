@@ -69,6 +69,11 @@ def weigh(x: Tensor, density: Density, *, mask: Tensor | None = None, world: Wor
         return _measured(backend, view, by, mask, world)
 
 
+def log_evidence(points: Tensor, density: Density) -> Tensor:
+    """The log of a density at points, (P, C), up to a constant: (P, C), or (P, 1) of a joint one."""
+    return reference.evidence(points.unsqueeze(2), density).squeeze(2)
+
+
 def _measured(backend: MixtureBackend, view: Tensor, by: By, mask: Tensor | None, world: World | None) -> Moments:
     """The weighted moments, of all ranks' elements; NaN where there was one that the mask does not leave out."""
     found = backend.weighted_moments(view, by, masked=mask is not None)

@@ -19,7 +19,7 @@ from normsmith.kernels.cuda import launch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = [
     Case("batch"),
-    Case("group", {"groups": 4}),
+    Case("group", {"num_groups": 4}),
     Case("layer"),
     Case("instance"),
     Case("switchable"),
@@ -125,7 +125,7 @@ COMPILE = """
         unit = "s" if by_rows else "c"
         constants = {"BC": 1 if by_rows else 64, "BS": 2048 if by_rows else 32, "TYPE": tl.float32, "BK": 256, "LAYERS": 2}
         constants |= {name: None for name in without}
-        constants |= {name: 1 for name in kernel.arg_names if len(name) == 2 and name[0] in "xygd" and name[1] == unit}
+        constants |= {name: 1 for name in kernel.arg_names if name in {t + unit for t in TENSORS} or name.endswith("_c")}
         signature, known, even = {}, {}, {}
         for i, name in enumerate(kernel.arg_names):
             if name in constants:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normsmith.data.dataset import Split
 from normsmith.errors import OptionError
-from normsmith.methods.catalog import among, options_in
+from normsmith.methods.specs import among, options_in
 
 Pair = tuple[Tensor, Tensor]
 
@@ -155,12 +155,8 @@ def affine(
     """Turned by up to `degrees`, scaled by 1 - `scale` to 1 + `scale`, sheared, shifted by a share of its sides; black comes in."""
     strengths: dict[str, Any] = {"degrees": degrees, "scale": scale, "shear": shear, "shift": shift}
     for name, value in strengths.items():
-        _expect(
-            isinstance(value, int | float) and 0 <= value <= (180 if name == "degrees" else 0.9),
-            "affine",
-            f"{name} from 0 on",
-            value,
-        )
+        most = 180 if name == "degrees" else 0.9
+        _expect(isinstance(value, int | float) and 0 <= value <= most, "affine", f"{name} from 0 to {most}", value)
     _expect(any(strengths.values()), "affine", "degrees, scale, shear or shift over 0", 0)
     if split.inputs.ndim == 5 or split.targets.ndim != 1:
         raise OptionError(

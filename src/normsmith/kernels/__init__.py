@@ -1,10 +1,11 @@
-"""Four operations on cut tensors, which know no method and no module, and one on statistics; every backend has the same.
+"""Four operations on cut tensors, which know no method and no module, and two on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
     cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
     cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
     weigh(d_mean, d_var, sources, mean_weights, var_weights)  the derivative of `Moments.blend`
+    move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
 `within` is a pair of such statistics: only elements strictly between them count, in the moments, the sums, and the bracket of the
@@ -75,3 +76,7 @@ class Backend(Protocol):
     def weigh(
         self, d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor
     ) -> Weighed: ...
+
+    def move_average(
+        self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float
+    ) -> None: ...

@@ -160,4 +160,14 @@ def prefer_torch(operator: str, x: Tensor) -> bool:
         return True
     if not kernels_take(x) or must_stay_plain((x,)):
         return True
-    return elements < (in_columns if layout(cut(x)) == "columns" else in_rows)
+    return elements < (in_columns if _in_columns(x) else in_rows)
+
+
+def _in_columns(x: Tensor) -> bool:
+    """Whether the layout of the cut tensor is columns; told from the memory format where it can be, as a view costs more."""
+    if x.dim() > 2 and x.shape[1] > 1 and x.numel() > x.shape[0] * x.shape[1]:
+        if x.is_contiguous():
+            return False
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return True
+    return layout(cut(x)) == "columns"

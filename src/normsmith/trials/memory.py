@@ -32,28 +32,28 @@ def kept_for_backward(model: nn.Module, x: Tensor, forward: Forward = plain) -> 
     return sum(size for place, size in found.items() if place not in own)
 
 
-def watch_peak(device: torch.device) -> Callable[[], float | None]:
-    """From here on watch the most bytes in use; what is returned tells them.
+def watch_peak(device: torch.device) -> Callable[[], dict[str, float]]:
+    """From here on watch the most bytes in use; what is returned tells them, as "peak memory".
 
     On a GPU those of torch's allocator; else those of the whole process, what earlier trials left in it included: to be compared
-    within a trial, not between trials. None where the system does not let a process ask (it is Linux's /proc).
+    within a trial, not between trials. Nothing where the system does not let a process ask (it is Linux's /proc).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return lambda: float(torch.cuda.max_memory_allocated(device))
+        return lambda: {"peak memory": float(torch.cuda.max_memory_allocated(device))}
     try:
         _PEAK.write_text("5")  # puts VmHWM back to what is in use now
     except OSError:
-        return lambda: None
+        return dict
     return _highest
 
 
 _PEAK, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def _highest() -> float | None:
-    lines = (line.split() for line in _STATUS.read_text().splitlines())
-    return next((float(words[1]) * 1024 for words in lines if words and words[0] == "VmHWM:"), None)
+def _highest() -> dict[str, float]:
+    words = _STATUS.read_text().partition("VmHWM:")[2].split()
+    return {"peak memory": float(words[0]) * 1024} if words else {}
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ class Training:
         status = "finished"
         while self.run.step < self.total:
             self.share.seed(self.trial.seed, self.run.epoch)
-            peak = watch_peak(self.device)
+            peak = watch_peak(torch.device(self.trial.option("device")))
             measured = train_epoch(
                 self.run,
                 self.trial,
@@ -170,9 +170,7 @@ class Training:
                 self._telling(tell),
                 self.share,
             )
-            most = peak()
-            held = {} if most is None else {"peak memory": most}
-            self._end_epoch({**measured, **held, **self.algorithm.values()})
+            self._end_epoch({**measured, **peak(), **self.algorithm.values()})
             follow(self.run.records)
             if not math.isfinite(measured["train loss"]):
                 status = "diverged"

@@ -5,7 +5,7 @@
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
-    blend.py     the derivative of a blend of moments, on statistics
+    blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     cache.py     where compiled loops are kept
 
@@ -22,7 +22,15 @@ try:
 
     with cache.in_own_folder():
         from normsmith.kernels.cpu import merge
-        from normsmith.kernels.cpu.launch import ZEROS, cell_affine, cell_grad_input, cell_grad_sums, cell_moments, weigh
+        from normsmith.kernels.cpu.launch import (
+            ZEROS,
+            cell_affine,
+            cell_grad_input,
+            cell_grad_sums,
+            cell_moments,
+            move_average,
+            weigh,
+        )
 
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
@@ -30,4 +38,4 @@ finally:
     if _was_enabled:
         gc.enable()
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "weigh"]
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "weigh"]

@@ -1,8 +1,8 @@
-"""The derivative of a blend of moments: one small loop for each source, in the place of many operations that cost more than their work."""
+"""What happens to statistics, in small loops: as operations of torch each step costs more than its work, most so when caches are cold."""
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import sequential, view
+from normsmith.kernels.cpu.memory import cast, sequential, view
 
 
 @sequential
@@ -54,3 +54,14 @@ def weigh_source(zero, samples, channels, rows, columns, d_mean, d_var, mean, va
     else:
         _weigh_by_columns(zero, samples, channels, d_mean, mean, p, own_mean, dot_mean)
         _weigh_by_columns(zero, samples, channels, d_var, var, q, own_var, dot_var)
+
+
+@sequential
+def move(zero, size, average, value, factor, step):
+    """Every average moved towards its value, times `factor`, by `step` of the way."""
+    averages, values = view(average, zero, 0, size), view(value, zero, 0, size)
+    by, part, rest = cast(factor, zero), cast(step, zero), cast(1.0 - step, zero)
+    for i in range(size):
+        target = values[i] * by
+        distance = target - averages[i]
+        averages[i] = averages[i] + part * distance if step < 0.5 else target - rest * distance

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normsmith import moments
 from normsmith.cells import layout
-from normsmith.kernels import Bounds, Floor, Sums
+from normsmith.kernels import Bounds, Floor, Sums, reference
 from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
 from normsmith.moments import Moments, Pooled, Weighed
 
@@ -206,6 +206,14 @@ def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weight
         blend.weigh_source(zero, *d_mean.shape, *m.mean.shape, *values, *weights, *owns, *dots)
         found.append((own_mean, own_var))
     return d_weights[0], d_weights[1], found
+
+
+def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:
+    if not all(a.dtype == v.dtype and a.is_contiguous() and v.is_contiguous() for a, v in zip(averages, values, strict=True)):
+        reference.move_average(averages, values, factors, step)
+        return
+    for average, value, factor in zip(averages, values, factors, strict=True):
+        blend.move(ZEROS[value.dtype], value.numel(), average.data_ptr(), value.data_ptr(), factor, step)
 
 
 def _fit(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], *weights: Tensor) -> bool:

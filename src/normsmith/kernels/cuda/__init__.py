@@ -14,6 +14,6 @@ are tested where there is no GPU.
 """
 
 from normsmith.kernels.cuda.launch import cell_affine, cell_grad_input, cell_grad_sums, cell_moments
-from normsmith.moments import weigh
+from normsmith.kernels.reference import move_average, weigh
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "weigh"]
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "weigh"]

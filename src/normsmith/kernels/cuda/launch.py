@@ -16,7 +16,7 @@ from normsmith.kernels.reference import statistics_type
 from normsmith.moments import Pooled
 
 _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-Steps = tuple[Any, ...]  # of each statistic, itself and its step between samples
+Steps = tuple[Any, ...]  # tensors, each with its strides
 
 
 def launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, warps: int = 4, **constants: Any) -> None:
@@ -37,9 +37,9 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
     return dy if readable and (layout(dy) == layout(x) or 0 in dy.stride()) else torch.empty_like(x).copy_(dy)
 
 
-def _per_cell(values: tuple[Tensor | None, ...]) -> bool:
-    """Whether each of these has a number of its own for every cell, one after the other."""
-    return all(v is None or (v.shape[0] > 1 and v.is_contiguous()) for v in values)
+def _per_cell(values: tuple[Tensor | None, ...], cells: torch.Size) -> bool:
+    """Whether each of these has a number of its own for every one of the cells, one after the other."""
+    return all(v is None or (v.shape == cells and v.is_contiguous()) for v in values)
 
 
 def _shared(values: tuple[Tensor | None, ...]) -> bool:
@@ -51,19 +51,18 @@ def _folded(values: tuple[Tensor | None, ...], shared: bool, *tensors: Tensor) -
     """The tensors with samples folded into positions or channels, if these statistics allow it."""
     if shared and _shared(values):
         return fold_samples(*tensors)
-    return fold_cells(*tensors) if not shared and _per_cell(values) else tensors
+    return fold_cells(*tensors) if not shared and _per_cell(values, tensors[0].shape[:2]) else tensors
 
 
 def _statistics(*values: Tensor | None) -> Steps:
-    """Every value with its step between samples; copied where its channels are not adjacent."""
+    """Every value with its steps between samples and between channels, 0 where they share it."""
     found: list[Any] = []
     for value in values:
         if value is None:
-            found += [None, 0]
+            found += [None, 0, 0]
             continue
         ready = value.resolve_neg()
-        ready = ready if ready.stride(1) == 1 or ready.shape[1] == 1 else ready.contiguous()
-        found += [ready, ready.stride(0) if ready.shape[0] > 1 else 0]
+        found += [ready, *(step if size > 1 else 0 for step, size in zip(ready.stride(), ready.shape, strict=True))]
     return tuple(found)
 
 

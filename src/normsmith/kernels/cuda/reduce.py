@@ -29,19 +29,19 @@ def _elements_before(tile, tiles, size, BS: tl.constexpr):
 
 
 @triton.jit
-def _read(x, n, t, c, xn, xc, xs, low, low_step, high, high_step, size, known, BS: tl.constexpr, TYPE: tl.constexpr):
+def _read(x, n, t, c, xn, xc, xs, low, low_n, low_c, high, high_n, high_c, size, known, BS: tl.constexpr, TYPE: tl.constexpr):
     """A tile, and which of its elements count."""
     s, there = positions(t, size, BS)
     counted = known[:, None] & there[None, :]
     values = load(x, n, c, s, xn, xc, xs, counted, TYPE)
     if low is not None:
-        counted = counted & between(values, n, c, low, low_step, high, high_step, known, TYPE)
+        counted = counted & between(values, n, c, low, low_n, low_c, high, high_n, high_c, known, TYPE)
     return values, counted
 
 
 @triton.jit
 def moments(
-    x, xn, xc, xs, low, low_step, high, high_step, found, layer, channels, size, tiles, run, span, splits, blocks,
+    x, xn, xc, xs, low, low_n, low_c, high, high_n, high_c, found, layer, channels, size, tiles, run, span, splits, blocks,
     BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Mean, variance and count of a program's elements, by deviations from a guess at the mean.
@@ -54,7 +54,7 @@ def moments(
     pivot, seen = tl.zeros((BC,), TYPE), tl.zeros((BC,), TYPE)
     i, n, t, missing = begin, begin // tiles, begin % tiles, 1
     while (i < end) & (missing > 0):
-        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_step, high, high_step, size, known, BS, TYPE)
+        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_n, low_c, high, high_n, high_c, size, known, BS, TYPE)
         held = tl.sum(tl.where(counted, 1.0, 0.0).to(TYPE), 1)
         guess = tl.sum(tl.where(counted, values, 0.0), 1) / tl.where(held > 0, held, 1)
         pivot = tl.where(seen > 0, pivot, guess)
@@ -66,7 +66,7 @@ def moments(
     first, second, inside = tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE)
     i, n, t = begin, begin // tiles, begin % tiles
     while i < end:
-        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_step, high, high_step, size, known, BS, TYPE)
+        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_n, low_c, high, high_n, high_c, size, known, BS, TYPE)
         deviation = tl.where(counted, values - pivot[:, None], 0.0)
         first += deviation
         second += deviation * deviation
@@ -127,8 +127,8 @@ def merge_moments(found, found_layer, merged, layer, channels, splits, blocks, B
 
 @triton.jit
 def grad_sums(
-    g, gn, gc, gs, x, xn, xc, xs, center, center_step, low, low_step, high, high_step, scale, scale_step, bias, bias_step,
-    level, level_step, found, layer, channels, size, tiles, run, span, splits, blocks,
+    g, gn, gc, gs, x, xn, xc, xs, center, center_n, center_c, low, low_n, low_c, high, high_n, high_c,
+    scale, scale_n, scale_c, bias, bias_n, bias_c, level, level_n, level_c, found, layer, channels, size, tiles, run, span, splits, blocks,
     BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The sums of dy and of dy * (x - center), between the bounds or above the level, and of the dy that go to the level."""
@@ -138,13 +138,15 @@ def grad_sums(
     total, product, below = tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE)
     i, n, t = begin, begin // tiles, begin % tiles
     while i < end:
-        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_step, high, high_step, size, known, BS, TYPE)
+        values, counted = _read(x, n, t, c, xn, xc, xs, low, low_n, low_c, high, high_n, high_c, size, known, BS, TYPE)
         s, there = positions(t, size, BS)
         grad = load(g, n, c, s, gn, gc, gs, known[:, None] & there[None, :], TYPE)
-        moved = values - statistic(center, n, c, center_step, known, TYPE)
+        moved = values - statistic(center, n, c, center_n, center_c, known, TYPE)
         if level is not None:
-            y = moved * statistic(scale, n, c, scale_step, known, TYPE) + statistic(bias, n, c, bias_step, known, TYPE)
-            above = counted & (y > statistic(level, n, c, level_step, known, TYPE))
+            y = moved * statistic(scale, n, c, scale_n, scale_c, known, TYPE) + statistic(
+                bias, n, c, bias_n, bias_c, known, TYPE
+            )
+            above = counted & (y > statistic(level, n, c, level_n, level_c, known, TYPE))
             below += tl.where(counted & (above == 0), grad, 0.0)
             counted = above
         total += tl.where(counted, grad, 0.0)

@@ -2,7 +2,8 @@
 
 A tile is `BC` channels by `BS` positions of one sample; element (n, c, s) lies at n*xn + c*xc + s*xs, in int64. In rows xs is 1 and in
 columns xc is: the compiler is told of a stride of one, and orders the threads along it, so both layouts share their kernels. A statistic
-of cell (n, c) lies at n*step + c, where step is 0 if all samples share it. What a method has no use for is None, and compiles to nothing.
+of cell (n, c) lies at n*center_n + c*center_c, say, where a step is 0 if all samples or channels share it. What a method has no use for
+is None, and compiles to nothing.
 """
 
 import triton
@@ -29,15 +30,17 @@ def store(y, n, c, s, yn, yc, ys, there, values):
 
 
 @triton.jit
-def statistic(values, n, c, step, known, TYPE: tl.constexpr):
+def statistic(values, n, c, values_n, values_c, known, TYPE: tl.constexpr):
     """A statistic of the cells of a tile, as a column."""
-    return tl.load(values + n * step + c, mask=known, other=0).to(TYPE)[:, None]
+    return tl.load(values + n * values_n + c * values_c, mask=known, other=0).to(TYPE)[:, None]
 
 
 @triton.jit
-def between(values, n, c, low, low_step, high, high_step, known, TYPE: tl.constexpr):
+def between(values, n, c, low, low_n, low_c, high, high_n, high_c, known, TYPE: tl.constexpr):
     """Which elements are strictly between the bounds of their cell."""
-    return (statistic(low, n, c, low_step, known, TYPE) < values) & (values < statistic(high, n, c, high_step, known, TYPE))
+    return (statistic(low, n, c, low_n, low_c, known, TYPE) < values) & (
+        values < statistic(high, n, c, high_n, high_c, known, TYPE)
+    )
 
 
 @triton.jit
