@@ -32,6 +32,7 @@ _ELSEWHERE = {
     "param_groups": "normsmith.surgery.param_groups",
     "recalibrate": "normsmith.surgery.recalibrate",
     "unfreeze": "normsmith.surgery.freeze",
+    "conditioned": "normsmith.surgery.conditioned",
     "convert": "normsmith.surgery.convert",
     "Conversion": "normsmith.surgery.conversion",
     "fold": "normsmith.surgery.fold",
@@ -58,7 +59,10 @@ _ELSEWHERE = {
     "synchronize": "normsmith.surgery.synchronize",
     "collecting": "normsmith.methods._averages",
     "sparsestmax": "normsmith.methods._sparsestmax",
+    "Reparametrization": "normsmith.surgery.reparametrization",
+    "reparametrize": "normsmith.surgery.reparametrize",
     "step_schedules": "normsmith.methods._schedules",
+    "train_style_transfer": "normsmith.style.training",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 

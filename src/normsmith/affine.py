@@ -6,7 +6,7 @@ batch norm that is all there is to differentiate, and asking autograd for it cos
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from normsmith.moments import Moments, Pooled, Pull, fit
 Triple = tuple[Tensor | float, Tensor, Tensor | float]
 
 
-class Standardized(NamedTuple):
+@dataclass(eq=False)
+class Standardized:
     """Data of these moments brought to mean 0 and variance 1, then times `weight` plus `bias`, where there are any.
 
     Not `centered`, they are only divided by the root of their mean square.
@@ -27,10 +28,14 @@ class Standardized(NamedTuple):
     bias: Tensor | None
     eps: float
     centered: bool = True
+    _found: Tensor | None = field(default=None, init=False)
 
     def _inverse(self) -> Tensor:
-        power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
-        return (power + self.eps).rsqrt()
+        """What data are divided by, as a factor; kept for `pull`."""
+        if self._found is None:
+            power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
+            self._found = (power + self.eps).rsqrt()
+        return self._found
 
     def triple(self) -> Triple:
         """Center, scale and bias."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._options import Policies
-from normsmith.methods._running import RunningNormalizer, numbered_twin
-from normsmith.methods._torch import group_norm
+from normsmith.methods._running import RunningNormalizer
+from normsmith.methods._torch import group_norm, numbered_twin
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
