@@ -18,7 +18,7 @@ import normsmith as ns
 from normsmith.bench import record
 from normsmith.bench.timing import interleave
 
-ROUNDS = 21
+ROUNDS = 11
 SHAPES = ((28, 32, 28, 100), (100, 32, 64, 128), (50, 64, 128, 256))  # steps, samples, input, hidden
 
 

@@ -179,6 +179,9 @@ def test_gradcheck(case, backend):
 @every_case
 def test_second_derivatives(case):
     layer, x = case.make(), example((2, CHANNELS, 3)).requires_grad_()
+    singular = is_singular(case, layer, x)
+    if singular:
+        x = example((5, CHANNELS, 3)).requires_grad_()
     extra = layer.example_inputs(x)
     before = tensors_of(layer)
 
@@ -187,7 +190,7 @@ def test_second_derivatives(case):
         return layer(x, **extra)
 
     with ns.backend("cpu"), as_declared(case):
-        assert torch.autograd.gradgradcheck(run, (x,))
+        assert torch.autograd.gradgradcheck(run, (x,), fast_mode=singular)
 
 
 @every_variant

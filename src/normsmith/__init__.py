@@ -26,6 +26,7 @@ __version__ = "0.1.0.dev0"
 _ELSEWHERE = {
     "Moments": "normsmith.moments",
     "adain": "normsmith.methods.adain",
+    **dict.fromkeys(("center", "scale", "standardize", "decorrelate", "whiten"), "normsmith.methods._functions"),
     "backend": "normsmith.kernels.choose",
     "adapt": "normsmith.surgery.adapt",
     "freeze": "normsmith.surgery.freeze",

@@ -65,8 +65,9 @@ def weigh(x: Tensor, density: Density, *, mask: Tensor | None = None, world: Wor
         hidden = x if mask is None else torch.where(mask, x, math.nan)
         view = cut(hidden)
         backend = reference if must_stay_plain((x,)) else mixtures_for(x)
-        by = backend.shares(view, density, masked=mask is not None) if density.joint else density
-        return _measured(backend, view, by, mask, world)
+        found = _opened(backend, view, density, True, mask, world)[1]
+        assert found is not None
+        return found
 
 
 def log_evidence(points: Tensor, density: Density) -> Tensor:
@@ -74,9 +75,23 @@ def log_evidence(points: Tensor, density: Density) -> Tensor:
     return reference.evidence(points.unsqueeze(2), density).squeeze(2)
 
 
+def _opened(
+    backend: MixtureBackend, view: Tensor, density: Density, measures: bool, mask: Tensor | None, world: World | None
+) -> tuple[By, Moments | None]:
+    """What tells the shares of an element, and the moments weighted by them where these are wanted."""
+    if not density.joint:
+        return density, _measured(backend, view, density, mask, world) if measures else None
+    by, found = backend.shares(view, density, measures=measures, masked=mask is not None)
+    return by, None if found is None else _of_all(found, view, mask, world)
+
+
 def _measured(backend: MixtureBackend, view: Tensor, by: By, mask: Tensor | None, world: World | None) -> Moments:
-    """The weighted moments, of all ranks' elements; NaN where there was one that the mask does not leave out."""
-    found = backend.weighted_moments(view, by, masked=mask is not None)
+    """The weighted moments."""
+    return _of_all(backend.weighted_moments(view, by, masked=mask is not None), view, mask, world)
+
+
+def _of_all(found: Moments, view: Tensor, mask: Tensor | None, world: World | None) -> Moments:
+    """Those of all ranks' elements; NaN where there was one that the mask does not leave out."""
     if mask is not None:
         places = _cut_mask(mask, view).sum((0, 2))
         lost = found.counts().sum(0) < places - 0.5
@@ -138,8 +153,7 @@ class _Pass:
                 given = self._spread([t.detach() for t in tensors])
                 density = self.density(*given)
                 refuse_captured(density.tensors(), self.density)
-            self.by = self.backend.shares(view, density, masked=self.mask is not None) if density.joint else density
-            self.batch = _measured(self.backend, view, self.by, self.mask, self.world) if self.measures else None
+            self.by, self.batch = _opened(self.backend, view, density, self.measures, self.mask, self.world)
             with torch.enable_grad():
                 self.affine = self._mapped(view, self.batch, given)
                 refuse_captured(self.affine, self.mix)

@@ -163,7 +163,7 @@ class _Pass:
         scale = self.affine[1]
         shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
         total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
-        pull = Pull(weigh=self.backend.weigh)
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
             grads = through(pull.tensors, self.given)
@@ -192,7 +192,7 @@ class _Pass:
         statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
-        pull = Pull(weigh=self.backend.weigh)
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
         grads = through(pull.tensors, [*statistics, *given])
         for i, m in enumerate(sources):

@@ -30,8 +30,10 @@ def every_result(backend, x, dy, density, masked):
     """What all operations find, by name."""
     of = density.mean.shape
     center, scale, offset, slope, mean, var = (random(*of, seed=seed).to(x.dtype) for seed in range(4, 10))
-    by = backend.shares(x, density, masked=masked) if density.joint else density
-    moments = backend.weighted_moments(x, by, masked=masked)
+    by, moments = backend.shares(x, density, masked=masked) if density.joint else (density, None)
+    if density.joint:
+        assert_same(by, backend.shares(x, density, measures=False, masked=masked)[0], "the same without moments")
+    moments = moments or backend.weighted_moments(x, by, masked=masked)
     sums = backend.weighted_grad_sums(dy, x, by, center, masked=masked)
     draw = Draw(center, offset, slope, mean, var)
     found = {"count": moments.count, "mean": moments.mean, "var": moments.var, "total": sums.total, "product": sums.product}

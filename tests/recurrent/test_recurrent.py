@@ -263,6 +263,16 @@ def test_a_norm_for_each_gate_is_group_norm():
     assert_same(output[0], o.sigmoid() * seen.tanh())
 
 
+@pytest.mark.parametrize(
+    ("norm", "calls"), [("layer", 1), ("rms", 1), (nn.LayerNorm, 1), ("ghost", 5), ("noisy", 5), (nn.BatchNorm1d, 5)]
+)
+def test_rows_of_all_steps_come_together_where_each_is_by_itself(norm, calls):
+    layer, seen = made("gru", norm=norm), []
+    layer.norm_ih_l0.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    layer(sequences())
+    assert seen == [20 // calls] * calls
+
+
 def test_dropout_is_between_layers():
     torch.manual_seed(0)
     layer, x = made("lstm", 3, 4, 2, dropout=0.5), sequences()

@@ -1,6 +1,7 @@
 """The operations on cut tensors that mixtures need beside the four: K components, and every element's share in each.
 
-    shares(x, density)                                 the shares of a joint mixture, (K, N, S); other operations take them in its place
+    shares(x, density, measures)                       the shares of a joint mixture, (K, N, S), which other operations take in its place,
+                                                       and the moments weighted by them, taken on the way
     weighted_moments(x, by)                            K weighted Moments of every channel, (K, C); the count is the sum of the shares
     weighted_affine(x, by, center, scale, bias)        y = sum_k share_k * (x - center_k) * scale_k + bias
     weighted_grad_sums(dy, x, by, center)              sums of dy * share_k and of dy * share_k * (x - center_k)
@@ -62,7 +63,9 @@ class Draw(NamedTuple):
 class MixtureBackend(Protocol):
     """A module with these operations."""
 
-    def shares(self, x: Tensor, density: Density, *, masked: bool = False) -> Tensor: ...
+    def shares(
+        self, x: Tensor, density: Density, *, measures: bool = True, masked: bool = False
+    ) -> tuple[Tensor, Moments | None]: ...
 
     def weighted_moments(self, x: Tensor, by: By, *, masked: bool = False) -> Moments: ...
 

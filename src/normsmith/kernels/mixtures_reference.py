@@ -31,8 +31,9 @@ def _logits(x: Tensor, density: Density, masked: bool) -> Tensor:
     return _wide(density.constant) - 0.5 * squares
 
 
-def shares(x: Tensor, density: Density, *, masked: bool = False) -> Tensor:
-    return torch.softmax(_logits(x, density, masked), 1).squeeze(2).transpose(0, 1)
+def shares(x: Tensor, density: Density, *, measures: bool = True, masked: bool = False) -> tuple[Tensor, Moments | None]:
+    found = torch.softmax(_logits(x, density, masked), 1).squeeze(2).transpose(0, 1)
+    return found, weighted_moments(x, found, masked=masked) if measures else None
 
 
 def evidence(x: Tensor, density: Density, *, masked: bool = False) -> Tensor:

@@ -55,13 +55,18 @@ def cholesky(cov: Tensor, eps: float) -> Tensor:
 
 
 def newton_schulz(cov: Tensor, eps: float, iterations: int) -> Tensor:
-    """Sigma^(-1/2) by so many steps P <- (3 P - P³ S) / 2 from the identity, with S = Sigma / trace."""
+    """Sigma^(-1/2) by so many steps P <- (3 P - P³ S) / 2 from the identity, with S = Sigma / trace.
+
+    Beside P runs S P: P <- R P with R = (3 I - P (S P)) / 2 is the same, but for rounding, which the other form lets grow.
+    """
     sigma = regular(cov, eps)
     trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    small = sigma / trace
-    found = 1.5 * _identity(cov) - 0.5 * small if iterations else _identity(cov).expand_as(cov)
+    identity, other = _identity(cov), sigma / trace
+    found = step = (3 * identity - other) / 2
     for _ in range(iterations - 1):
-        found = 1.5 * found - 0.5 * (found @ found @ found @ small)
+        other = other @ step
+        step = (3 * identity - found @ other) / 2
+        found = step @ found
     return found * trace.rsqrt()
 
 
@@ -107,18 +112,11 @@ class _Roots(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         root, inverse = ctx.saved_tensors
         return _Lyapunov.apply(root, _symmetric(grads[0]) - inverse @ _symmetric(grads[1]) @ inverse)  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        root, inverse = ctx.saved_tensors
-        moved = _Lyapunov.apply(root, _symmetric(tangents[0]))  # type: ignore[no-untyped-call]
-        return moved, -(inverse @ moved @ inverse)
 
 
 class _Lyapunov(torch.autograd.Function):
@@ -136,19 +134,12 @@ class _Lyapunov(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         root, solution = ctx.saved_tensors
         right = _Lyapunov.apply(root, _symmetric(grads[0]))  # type: ignore[no-untyped-call]
         return -(right @ solution + solution @ right), right
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        root, solution = ctx.saved_tensors
-        moved, right = tangents
-        return _Lyapunov.apply(root, _symmetric(right) - moved @ solution - solution @ moved)  # type: ignore[no-untyped-call]
 
 
 class _Eigen(torch.autograd.Function):
@@ -164,7 +155,6 @@ class _Eigen(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -172,16 +162,10 @@ class _Eigen(torch.autograd.Function):
         inner = torch.diag_embed(grads[0]) + (vectors.mT @ grads[1]) * _turning(values)
         return _symmetric(vectors @ inner @ vectors.mT)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        values, vectors = ctx.saved_tensors
-        inner = vectors.mT @ _symmetric(tangents[0]) @ vectors
-        return inner.diagonal(dim1=-2, dim2=-1), vectors @ (inner * _turning(values))
-
 
 def _turning(values: Tensor) -> Tensor:
     """1 / (value_j - value_i), damped where that is less than values of this precision can tell apart; 0 on the diagonal."""
-    gaps = values.unsqueeze(-2) - values.unsqueeze(-1)
+    diagonal = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
+    gaps = torch.where(diagonal, 1, values.unsqueeze(-2) - values.unsqueeze(-1))  # a zero there would spoil second derivatives
     tolerance = values.detach()[..., -1, None, None] * torch.finfo(values.dtype).eps ** 0.75
-    damped: Tensor = gaps / (gaps.square() + tolerance.square()).clamp_min(torch.finfo(values.dtype).tiny)
-    return damped
+    return torch.where(diagonal, 0, gaps / (gaps.square() + tolerance.square()).clamp_min(torch.finfo(values.dtype).tiny))

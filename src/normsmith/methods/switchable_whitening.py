@@ -51,10 +51,10 @@ def mix(
 ) -> Triple:
     if running_mean is not None and running_cov is not None:
         batch = Covariance.made(running_mean, running_cov, 1)
-    mean, cov = 0 * cells.mean, 0 * cells.cov  # of every sample, whatever the parts
+    mean, cov = cells.mean, 0 * cells.cov  # of every sample, whatever the parts; their means by what they differ, for precision
     for part, p, q in zip(parts, mean_ratios.unbind(), var_ratios.unbind(), strict=True):
         one_mean, one_cov = _statistic(part, cells, batch)
-        mean, cov = mean + p * one_mean, cov + q * one_cov
+        mean, cov = mean + p * (one_mean - cells.mean), cov + q * one_cov
     return finished(mean, newton_schulz(cov, eps, iterations), weight, bias)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from normsmith.errors import OptionError
 from normsmith.methods._base import Normalizer
-from normsmith.methods._running import RunningNormalizer
 from normsmith.methods.batch import BatchNorm
 from normsmith.methods.catalog import CATALOG, parse
 from normsmith.recurrent.step_batch import StepBatchNorm
@@ -74,8 +73,7 @@ def by_row(norm: nn.Module) -> bool:
     if not isinstance(norm, Normalizer):
         return type(norm) in _TORCH
     entry = next((e for e in CATALOG.values() if e.class_name == type(norm).__name__), None)
-    alone = entry is not None and not (entry.batch_dependent or entry.random or entry.running)
-    return alone and not isinstance(norm, RunningNormalizer)
+    return entry is not None and not (entry.batch_dependent or entry.random or entry.running)
 
 
 def normed(norm: nn.Module, x: Tensor, step: int) -> Tensor:

@@ -60,7 +60,7 @@ def choose(request: Request, beside: Callable[[nn.Module], bool]) -> Chosen:
         else:
             left[names[0]] = module, reason
     with trial(model, eager=False):
-        watched = [*layers.values(), *(m for m in model.modules() if beside(m))]
+        watched = dict.fromkeys([*layers.values(), *(m for m in model.modules() if beside(m))])
         neighbours, _ = watch(model, copied(example), watched)
     for name, layer in list(layers.items()):
         calls = neighbours.of(layer)
@@ -91,6 +91,14 @@ def _why_not(module: Plain, names: list[str], held: dict[int, list[str]]) -> str
         f"has a weight in {getattr(weight, 'dtype', None)}": weight is not None and not weight.is_floating_point(),
     }
     return next((reason for reason, true in reasons.items() if true), "")
+
+
+def reason_against(module: nn.Module, model: nn.Module) -> str:
+    """Why a layer of a model cannot be replaced; empty if it can."""
+    names = places(model)[module]
+    if isinstance(module, PLAIN):
+        return _why_not(module, names, storages(model))
+    return f"is shared: {', '.join(names[:3])}" if len(names) > 1 else ""
 
 
 def _nothing(model: nn.Module, left: dict[str, tuple[nn.Module, str]]) -> ModelError:
@@ -209,7 +217,7 @@ def patched(patches: Sequence[_optimizers.Patch], before: Sequence[tuple[str, nn
     added = []
     for name, parameter in now.items():
         if parameter not in known:
-            kin = [p for other, p in held.items() if _layer_of(name).startswith(_layer_of(other))]
+            kin = [p for other, p in held.items() if f"{_layer_of(name)}.".startswith(f"{_layer_of(other)}.")]
             added.append((name, parameter, [*reversed(kin), *held.values()]))
     for patch in patches:
         patch.apply(gone, added)

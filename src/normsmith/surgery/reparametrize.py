@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 
 from normsmith.errors import OptionError, UnknownMethodError
 from normsmith.methods._base import one_of
-from normsmith.methods.specs import written
+from normsmith.methods._specs import written
 from normsmith.natural.states import Moments
 from normsmith.surgery import _optimizers
 from normsmith.surgery._choice import Where
 from normsmith.surgery._models import refuse_wrapped
 from normsmith.surgery._natural import place_natural
+from normsmith.surgery._post import place_post
 from normsmith.surgery._request import Loss, Request
 from normsmith.surgery.reparametrization import Reparametrization
 
@@ -23,6 +24,7 @@ PLACERS: dict[str, Callable[[Request], Reparametrization]] = {
     "wnn": place_natural,
     "prong_plus": place_natural,
     "gwnn_pre": place_natural,
+    "gwnn_post": place_post,
     "eigennet": place_natural,
 }
 
@@ -43,7 +45,7 @@ def reparametrize(
 ) -> Reparametrization:
     """Put the linear and convolutional layers of `model` into other coordinates, in place, and return a handle; on an error nothing is.
 
-    - `to`: "wnn", "prong_plus", "gwnn_pre" or "eigennet", with options as in "gwnn_pre:energy=0.9,eps=1e-2"; docs/natural.md.
+    - `to`: "wnn", "prong_plus", "gwnn_pre", "gwnn_post" or "eigennet", with options as in "gwnn_pre:energy=0.9,eps=1e-2"; docs/natural.md.
     - `data`: a tensor; a batch, (input, target, ...) or a mapping of arguments; or a loader of those, of which `batches` are taken, or all.
       The model runs on it in the modes it is in, as the coordinates are to fit what it trains on; buffers and random state are put back.
     - `every`: refresh after so many optimizer steps, counted by `ns.step_schedules`, by what is seen in training in the `window`

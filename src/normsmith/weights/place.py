@@ -71,7 +71,7 @@ class Placement:
         with torch.no_grad():
             for each in self._placed:
                 if each.bias is not None:
-                    each.layer.bias.copy_(each.bias)  # type: ignore[operator, union-attr]
+                    each.layer.bias.copy_(each.bias)  # type: ignore[operator]
         return self.placed
 
     def _end(self, verb: str, values: list[Tensor]) -> None:
@@ -182,9 +182,10 @@ def _put(layer: nn.Module, path: str, entry: Entry, said: Settings) -> _Placed:
     parameter = layer._parameters["weight"]
     assert parameter is not None
     value = parameter.detach().clone()
-    bias = None if layer.bias is None else layer.bias.detach().clone()  # type: ignore[union-attr, operator]
+    bias: Tensor | None = getattr(layer, "bias", None)
     entry.put(layer, value, said)
-    return _Placed(layer, path, parameter, value, bias, layer.parametrizations["weight"])  # type: ignore[index, arg-type]
+    chain: Any = layer.parametrizations
+    return _Placed(layer, path, parameter, value, None if bias is None else bias.detach().clone(), chain["weight"])
 
 
 def _check(entry: Entry, said: Settings, data: Any) -> None:

@@ -17,6 +17,7 @@ with cache.in_own_folder():
     from normsmith.kernels.cpu import mixture_parallel as parallel
 
 RUN = 8192  # positions of a channel in one task: by the shape alone, so that results repeat to the bit on any number of cores
+POINTS = 2048  # points of a joint mixture in one task
 TILE = 16  # channels that fill a cache line
 
 
@@ -77,14 +78,21 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
     return dy if dy.dtype == x.dtype and not dy.is_neg() and dy.data_ptr() else torch.empty_like(x).copy_(dy)
 
 
-def shares(x: Tensor, density: Density, *, masked: bool = False) -> Tensor:
+def shares(x: Tensor, density: Density, *, measures: bool = True, masked: bool = False) -> tuple[Tensor, Moments | None]:
     cut = _Cut(x)
     table, number = _table(x, density, constant=density.constant.expand_as(density.mean))
     found = torch.empty((number, x.shape[0], x.shape[2]), dtype=x.dtype)
-    tasks = math.ceil(cut.positions / loops.BLOCK)
-    arguments = (*cut.place(x), *cut.sizes(), table, number, cut.positions, masked, found.data_ptr())
-    cut.run("joint_shares", tasks, *arguments)
-    return found
+    runs = math.ceil(cut.positions / POINTS)
+    sums = torch.zeros((3, runs, number * cut.channels) if measures else (3, 1, 1), dtype=torch.float64)
+    rest = (cut.positions, runs, masked, found.data_ptr(), measures, sums.numpy())
+    cut.run("joint_shares", runs, *cut.place(x), *cut.sizes(), table, number, *rest)
+    return found, _merged(sums, number).map(lambda t: t.to(x.dtype)) if measures else None
+
+
+def _merged(sums: Tensor, number: int) -> Moments:
+    """Those of all runs."""
+    count, mean, var = sums.view(3, sums.shape[1], number, -1).unbind(0)
+    return (Moments(mean, var, count).pool(0) if sums.shape[1] > 1 else Moments(mean, var, count)).map(lambda t: t[0])
 
 
 def weighted_moments(x: Tensor, by: By, *, masked: bool = False) -> Moments:
@@ -93,9 +101,7 @@ def weighted_moments(x: Tensor, by: By, *, masked: bool = False) -> Moments:
     table, number = _table(x, by, **rows)
     sums = cut.sums(3, number)
     cut.run("moments", cut.tasks, *cut.place(x), *cut.sizes(), table, number, *cut.rest(by), masked, sums.numpy())
-    count, mean, var = sums.view(3, cut.runs, number, -1).unbind(0)
-    pooled = Moments(mean, var, count).pool(0) if cut.runs > 1 else Moments(mean, var, count)
-    return pooled.map(lambda t: t[0].to(x.dtype))
+    return _merged(sums, number).map(lambda t: t.to(x.dtype))
 
 
 def weighted_affine(x: Tensor, by: By, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

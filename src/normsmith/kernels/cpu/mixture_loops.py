@@ -80,9 +80,39 @@ def softmax(zero, logits, number, held, peak, total):
 
 
 @sequential
+def hide(zero, block, held, shares, number, total):
+    """No share of what is NaN, which becomes zero."""
+    one = cast(1, zero)
+    for i in range(held):
+        total[i] = zero if np.isnan(block[i]) else one
+        block[i] = zero if np.isnan(block[i]) else block[i]
+    for k in range(number):
+        row = shares[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
+            row[i] = row[i] if total[i] > 0 else zero
+
+
+@sequential
+def add_logits(zero, block, held, table, number, channels, c, masked, logits):
+    """A channel's part of the logits of a joint mixture; none from what is NaN, where that is masked."""
+    half = cast(0.5, zero)
+    for k in range(number):
+        row, at = logits[k * BLOCK : k * BLOCK + held], k * channels + c
+        mean, slope = table[MEAN, at], -half * table[PRECISION, at]
+        if masked:
+            for i in range(held):
+                away = block[i] - mean
+                row[i] += zero if np.isnan(away) else slope * away * away
+        else:
+            for i in range(held):
+                away = block[i] - mean
+                row[i] += slope * away * away
+
+
+@sequential
 def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total):
     """The shares of a block, a row of BLOCK for each component; none for what does not count, which becomes zero itself."""
-    half, one = cast(0.5, zero), cast(1, zero)
+    half = cast(0.5, zero)
     for k in range(number):
         row = out[k * BLOCK : k * BLOCK + held]
         if given:
@@ -99,52 +129,75 @@ def share(zero, block, held, table, number, channels, c, given, positions, start
     if not given:
         softmax(zero, out, number, held, peak, total)
     if masked:
-        for i in range(held):
-            total[i] = zero if np.isnan(block[i]) else one
-            block[i] = zero if np.isnan(block[i]) else block[i]
-        for k in range(number):
-            row = out[k * BLOCK : k * BLOCK + held]
-            for i in range(held):
-                row[i] = row[i] if total[i] > 0 else zero
+        hide(zero, block, held, out, number, total)
 
 
 @sequential
-def joint_shares(zero, x, xn, xc, xs, channels, size, table, number, positions, masked, given, begin, end):
-    """The shares of the points in the blocks `begin` to `end` of a joint mixture, to the address `given`."""
-    half = cast(0.5, zero)
+def accumulate(zero, block, held, shares, number, channels, c, counts, means, squares):
+    """Add a block of a channel to its weighted moments.
+
+    Within the block deviations are from its own weighted mean, between blocks from the mean so far: nothing cancels.
+    """
+    pivot = block[held // 2]
+    for k in range(number):
+        row = shares[k * BLOCK : k * BLOCK + held]
+        weight, moved = zero, zero
+        for i in range(held):
+            weight += row[i]
+            moved += row[i] * (block[i] - pivot)
+        if weight == 0:
+            continue
+        mean = pivot + moved / weight
+        rest, spread = zero, zero
+        for i in range(held):
+            away = block[i] - mean
+            rest += row[i] * away
+            spread += row[i] * away * away
+        own, before, at = np.float64(weight), counts[k * channels + c], k * channels + c
+        step = mean + np.float64(rest) / own - means[at]
+        counts[at] = before + own
+        means[at] += step * own / counts[at]
+        squares[at] += spread - np.float64(rest) * rest / own + step * step * before * own / counts[at]
+
+
+@sequential
+def joint_shares(
+    zero, x, xn, xc, xs, channels, size, table, number, positions, runs, masked, given, measures, sums, begin, end
+):
+    """The shares of the points of a joint mixture, to the address `given`; and, while they are in the cache, their weighted moments."""
     block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
-    out = np.full(number * BLOCK, zero)
-    for part in range(begin, end):
-        start = part * BLOCK
-        held = min(BLOCK, positions - start)
-        for k in range(number):
-            fill(out[k * BLOCK : k * BLOCK + held], table[CONSTANT, k * channels])
-        for c in range(channels):
-            gather(zero, x, c * xc, xn, xs, size, start, block, held)
+    out, own = np.full(number * BLOCK, zero), np.full(number * BLOCK if masked else 0, zero)
+    for run in range(begin, end):
+        last = positions * (run + 1) // runs
+        for start in range(positions * run // runs, last, BLOCK):
+            held = min(BLOCK, last - start)
             for k in range(number):
-                row, at = out[k * BLOCK : k * BLOCK + held], k * channels + c
-                mean, slope = table[MEAN, at], -half * table[PRECISION, at]
+                fill(out[k * BLOCK : k * BLOCK + held], table[CONSTANT, k * channels])
+            for c in range(channels):
+                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                add_logits(zero, block, held, table, number, channels, c, masked, out)
+            softmax(zero, out, number, held, peak, total)
+            for k in range(number):
+                row, target = out[k * BLOCK : k * BLOCK + held], view(given, zero, k * positions + start, held)
+                for i in range(held):
+                    target[i] = row[i]
+            for c in range(channels if measures else 0):
+                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                shares = out
                 if masked:
-                    for i in range(held):
-                        away = block[i] - mean
-                        row[i] += zero if np.isnan(away) else slope * away * away
-                else:
-                    for i in range(held):
-                        away = block[i] - mean
-                        row[i] += slope * away * away
-        softmax(zero, out, number, held, peak, total)
-        for k in range(number):
-            row, target = out[k * BLOCK : k * BLOCK + held], view(given, zero, k * positions + start, held)
-            for i in range(held):
-                target[i] = row[i]
+                    shares = own
+                    for i in range(number * BLOCK):
+                        own[i] = out[i]
+                    hide(zero, block, held, own, number, total)
+                accumulate(zero, block, held, shares, number, channels, c, sums[0, run], sums[1, run], sums[2, run])
+        for at in range(number * channels if measures else 0):
+            count = sums[0, run, at]
+            sums[2, run, at] = max(sums[2, run, at], 0.0) / count if count > 0 else 0.0
 
 
 @sequential
 def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile, runs, given, masked, sums, begin, end):
-    """Sum of shares, weighted mean and variance of every channel and component of a run; `sums` are zero at first.
-
-    Within a block deviations are from its own weighted mean, between blocks from the mean so far: nothing cancels.
-    """
+    """Sum of shares, weighted mean and variance of every channel and component of a run; `sums` are zero at first."""
     block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out = np.full(number * BLOCK, zero)
     for task in range(begin, end):
@@ -156,27 +209,7 @@ def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile,
             for c in range(first, min(first + tile, channels)):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
                 share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
-                pivot = block[held // 2]
-                for k in range(number):
-                    row = out[k * BLOCK : k * BLOCK + held]
-                    weight, moved, spread = zero, zero, zero
-                    for i in range(held):
-                        weight += row[i]
-                        moved += row[i] * (block[i] - pivot)
-                    if weight == 0:
-                        continue
-                    mean = pivot + moved / weight
-                    rest = zero
-                    for i in range(held):
-                        away = block[i] - mean
-                        rest += row[i] * away
-                        spread += row[i] * away * away
-                    own, before, at = np.float64(weight), counts[k * channels + c], k * channels + c
-                    middle = mean + np.float64(rest) / own
-                    step = middle - means[at]
-                    counts[at] = before + own
-                    means[at] += step * own / counts[at]
-                    variances[at] += spread - np.float64(rest) * rest / own + step * step * before * own / counts[at]
+                accumulate(zero, block, held, out, number, channels, c, counts, means, variances)
         for c in range(first, min(first + tile, channels)):
             for k in range(number):
                 at = k * channels + c

@@ -11,10 +11,14 @@ parallel = njit(parallel=True, **OPTIONS)
 
 
 @parallel
-def joint_shares(zero, x, xn, xc, xs, channels, size, table, number, positions, masked, given, tasks, chunks):
+def joint_shares(
+    zero, x, xn, xc, xs, channels, size, table, number, positions, runs, masked, given, measures, sums, tasks, chunks
+):
     for j in prange(chunks):
         begin, end = tasks * j // chunks, tasks * (j + 1) // chunks
-        loops.joint_shares(zero, x, xn, xc, xs, channels, size, table, number, positions, masked, given, begin, end)
+        loops.joint_shares(
+            zero, x, xn, xc, xs, channels, size, table, number, positions, runs, masked, given, measures, sums, begin, end
+        )
 
 
 @parallel
