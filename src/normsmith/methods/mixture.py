@@ -158,13 +158,16 @@ class MixtureNorm(ComponentNormalizer):
             tracked = self._buffers["num_batches_tracked"]
             if tracked is None:
                 return self._improved(x, mask, self._seeded(x, mask))
-            batches = tracked.max()
+            batches, mean = tracked.max(), self._buffers["running_mean"]
+            assert mean is not None
+            # Components that are all alike, from a batch norm's checkpoint, would stay so.
+            fresh = (batches == 0) | ((mean == mean[0]).all() & (self.components > 1))
             # Off the CPU reading the counter would wait, and in a graph it cannot be read: all is computed, and chosen from.
             if x.device.type == "cpu" and not must_stay_plain((x,)):
                 number = int(batches)
-                start = self._seeded(x, mask) if number == 0 else self._average()
+                start = self._seeded(x, mask) if bool(fresh) else self._average()
                 return self._improved(x, mask, start) if number % self.em_every == 0 else start
-            start = self._seeded(x, mask).where(batches == 0, self._average())
+            start = self._seeded(x, mask).where(fresh, self._average())
             return self._improved(x, mask, start).where(batches % self.em_every == 0, start)
 
     def _seeded(self, x: Tensor, mask: Tensor | None) -> Mixture:

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from normsmith.errors import InputError
+from normsmith.methods._components import ComponentNormalizer
 from normsmith.methods.conditional import ConditionalNorm
 from normsmith.methods.context import ContextNorm
 from normsmith.methods.ibn import IBN
@@ -193,7 +194,7 @@ def _shaped(value: Tensor, like: Tensor, module: nn.Module) -> Tensor:
     flat = value.flatten() if value.numel() == max([1, *value.shape]) and value.dim() > 0 else value
     if isinstance(module, IBN) and flat.shape == (module.num_features,) and like.shape == module.statistics_shape():
         flat = flat[module.instance_features :]
-    if isinstance(module, ConditionalNorm | ContextNorm) and like.dim() > flat.dim():
+    if isinstance(module, ConditionalNorm | ContextNorm | ComponentNormalizer) and like.dim() > flat.dim():
         return flat.unsqueeze(-1).expand(like.shape) if flat.dim() == 0 else flat.expand(like.shape[0], *flat.shape)
     return flat if flat.shape == like.shape else value
 

@@ -7,6 +7,7 @@
     launch.py    from cut tensors to loops
     blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
+    mixture.py, mixture_blocks.py, mixture_loops.py, mixture_parallel.py, exponential.py    the operations of mixtures, both layouts
     cache.py     where compiled loops are kept
 
 Importing this package imports numba, and a first call makes numba import its other half. The garbage collector would double the

@@ -13,6 +13,7 @@ from normsmith.kernels.mixtures import By, Density, Draw
 from normsmith.moments import Moments
 
 with cache.in_own_folder():
+    from normsmith.kernels.cpu import mixture_blocks as blocks
     from normsmith.kernels.cpu import mixture_loops as loops
     from normsmith.kernels.cpu import mixture_parallel as parallel
 
@@ -63,13 +64,13 @@ class _Cut:
 
 
 def _table(x: Tensor, by: By, **rows: Tensor) -> Any:
-    """The rows of a table, each (K, C), by their numbers in `mixture_loops.py`."""
+    """The rows of a table, each (K, C), by their numbers in `mixture_blocks.py`."""
     if isinstance(by, Density):
         rows = {"constant": by.constant, "mean": by.mean, "precision": by.precision, **rows}
     number, channels = next(iter(rows.values())).shape[0], x.shape[1]
     table = torch.empty((9, number, channels), dtype=x.dtype)
     for name, value in rows.items():
-        table[getattr(loops, name.upper())] = value
+        table[getattr(blocks, name.upper())] = value
     return table.view(9, -1).numpy(), number
 
 

@@ -1,0 +1,156 @@
+"""What the loops of mixtures do with a block of a channel, which stays in the first cache, where sweeps over it cost little.
+
+`table` holds, per component and channel, the rows named below; shares and logits are a row of BLOCK for each component.
+"""
+
+import numpy as np
+
+from normsmith.kernels.cpu.exponential import exponential
+from normsmith.kernels.cpu.memory import cast, sequential, view
+
+BLOCK = 512  # positions of a channel swept at once
+# Rows of the table.
+CONSTANT, MEAN, PRECISION, CENTER, SCALE, OFFSET, SLOPE, PIVOT, SPREAD = range(9)
+
+
+@sequential
+def gather(zero, x, at, xn, xs, size, start, out, held):
+    """`held` elements of a channel that begins at `at`, from position `start` of N*S on."""
+    done = 0
+    while done < held:
+        n, s = (start + done) // size, (start + done) % size
+        run = min(size - s, held - done)
+        row = view(x, zero, at + n * xn + s * xs, (run - 1) * xs + 1)
+        if xs == 1:
+            for i in range(run):
+                out[done + i] = row[i]
+        else:
+            for i in range(run):
+                out[done + i] = row[i * xs]
+        done += run
+
+
+@sequential
+def scatter(zero, block, held, y, at, yn, ys, size, start):
+    """The way back."""
+    done = 0
+    while done < held:
+        n, s = (start + done) // size, (start + done) % size
+        run = min(size - s, held - done)
+        row = view(y, zero, at + n * yn + s * ys, (run - 1) * ys + 1)
+        if ys == 1:
+            for i in range(run):
+                row[i] = block[done + i]
+        else:
+            for i in range(run):
+                row[i * ys] = block[done + i]
+        done += run
+
+
+@sequential
+def softmax(zero, logits, number, held, peak, total):
+    """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is."""
+    one = cast(1, zero)
+    if number == 1:
+        for i in range(held):
+            logits[i] = one
+        return
+    for i in range(held):
+        peak[i] = max(logits[i], logits[BLOCK + i])
+        total[i] = zero
+    for k in range(2, number):
+        row = logits[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
+            peak[i] = max(peak[i], row[i])
+    for k in range(number):
+        row = logits[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
+            row[i] = exponential(row[i] - peak[i], zero)
+            total[i] += row[i]
+    for i in range(held):
+        total[i] = one / total[i]
+    for k in range(number):
+        row = logits[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
+            row[i] *= total[i]
+
+
+@sequential
+def hide(zero, block, held, shares, number, total):
+    """No share of what is NaN, which becomes zero."""
+    one = cast(1, zero)
+    for i in range(held):
+        total[i] = zero if np.isnan(block[i]) else one
+        block[i] = zero if np.isnan(block[i]) else block[i]
+    for k in range(number):
+        row = shares[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
+            row[i] = row[i] if total[i] > 0 else zero
+
+
+@sequential
+def add_logits(zero, block, held, table, number, channels, c, masked, logits):
+    """A channel's part of the logits of a joint mixture; none from what is NaN, where that is masked."""
+    half = cast(0.5, zero)
+    for k in range(number):
+        row, at = logits[k * BLOCK : k * BLOCK + held], k * channels + c
+        mean, slope = table[MEAN, at], -half * table[PRECISION, at]
+        if masked:
+            for i in range(held):
+                away = block[i] - mean
+                row[i] += zero if np.isnan(away) else slope * away * away
+        else:
+            for i in range(held):
+                away = block[i] - mean
+                row[i] += slope * away * away
+
+
+@sequential
+def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total):
+    """The shares of a block, a row of BLOCK for each component; none for what does not count, which becomes zero itself."""
+    half = cast(0.5, zero)
+    for k in range(number):
+        row = out[k * BLOCK : k * BLOCK + held]
+        if given:
+            source = view(given, zero, k * positions + start, held)
+            for i in range(held):
+                row[i] = source[i]
+        else:
+            at = k * channels + c
+            constant, mean = table[CONSTANT, at], table[MEAN, at]
+            slope = -half * table[PRECISION, at]
+            for i in range(held):
+                away = block[i] - mean
+                row[i] = constant + slope * away * away
+    if not given:
+        softmax(zero, out, number, held, peak, total)
+    if masked:
+        hide(zero, block, held, out, number, total)
+
+
+@sequential
+def accumulate(zero, block, held, shares, number, channels, c, counts, means, squares):
+    """Add a block of a channel to its weighted moments.
+
+    Within the block deviations are from its own weighted mean, between blocks from the mean so far: nothing cancels.
+    """
+    pivot = block[held // 2]
+    for k in range(number):
+        row = shares[k * BLOCK : k * BLOCK + held]
+        weight, moved = zero, zero
+        for i in range(held):
+            weight += row[i]
+            moved += row[i] * (block[i] - pivot)
+        if weight == 0:
+            continue
+        mean = pivot + moved / weight
+        rest, spread = zero, zero
+        for i in range(held):
+            away = block[i] - mean
+            rest += row[i] * away
+            spread += row[i] * away * away
+        own, before, at = np.float64(weight), counts[k * channels + c], k * channels + c
+        step = mean + np.float64(rest) / own - means[at]
+        counts[at] = before + own
+        means[at] += step * own / counts[at]
+        squares[at] += spread - np.float64(rest) * rest / own + step * step * before * own / counts[at]
