@@ -27,8 +27,9 @@ METHODS = (
     "prong_plus",
     "gwnn_pre",
     "gwnn_post:energy=0.99",
+    "gwnn_post:energy=1.0",
     "eigennet",
-    "eigennet:eps=0.1",
+    "eigennet:eps=0.001",
 )
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LOOK_AT = (10, 30, 100, 300)
@@ -59,7 +60,7 @@ def main() -> None:
         table.add_row(method, f"{rate:g}", *cells, reached, f"{_time(method, x, target):.1f} x SGD")
         print(method, file=sys.stderr)
     around = record.circumstances()
-    console = Console(width=160)
+    console = Console(width=220)
     console.print(f"{around['machine']}, torch {around['torch']}, one thread; mean of {len(SEEDS)} seeds, smallest to largest")
     console.print(table)
 
