@@ -1,7 +1,9 @@
-"""torch's own operators, where they need care."""
+"""torch's own operators, where they need care, and its layers."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from normsmith.methods._running import RunningNormalizer
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -14,3 +16,12 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
         return torch.group_norm(x, groups, weight, bias, eps)
     y = torch.group_norm(x.contiguous(), groups, weight, bias, eps)
     return torch.empty_like(x).copy_(y)
+
+
+def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:
+    """torch.nn's `kind`1d, 2d or 3d with the options of `layer`; None if it has policies that torch has not."""
+    options = layer.options()
+    if options.keys() - {"eps", "momentum", "affine", "track_running_stats"}:
+        return None
+    twin: nn.Module = getattr(nn, f"{kind}{max(spatial_dims, 1)}d")(layer.num_features, **options)
+    return twin

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
-from normsmith.methods._running import RunningNormalizer, numbered_twin
+from normsmith.methods._running import RunningNormalizer
+from normsmith.methods._torch import numbered_twin
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
