@@ -25,6 +25,11 @@ from normsmith.integrations.timm import register_with_timm as register_with_timm
 from normsmith.kernels.choose import backend as backend
 from normsmith.locate import load_model as load_model
 from normsmith.methods._averages import collecting as collecting
+from normsmith.methods._functions import center as center
+from normsmith.methods._functions import decorrelate as decorrelate
+from normsmith.methods._functions import scale as scale
+from normsmith.methods._functions import standardize as standardize
+from normsmith.methods._functions import whiten as whiten
 from normsmith.methods._schedules import step_schedules as step_schedules
 from normsmith.methods._sparsestmax import sparsestmax as sparsestmax
 from normsmith.methods.adain import AdaIN as AdaIN
