@@ -3,6 +3,7 @@
 from normsmith import analysis as analysis
 from normsmith import data as data
 from normsmith import models as models
+from normsmith import weights as weights
 from normsmith.comparison.comparison import Comparison as Comparison
 from normsmith.comparison.running import compare as compare
 from normsmith.doctor.examination import Examination as Examination
@@ -24,6 +25,11 @@ from normsmith.integrations.timm import register_with_timm as register_with_timm
 from normsmith.kernels.choose import backend as backend
 from normsmith.locate import load_model as load_model
 from normsmith.methods._averages import collecting as collecting
+from normsmith.methods._functions import center as center
+from normsmith.methods._functions import decorrelate as decorrelate
+from normsmith.methods._functions import scale as scale
+from normsmith.methods._functions import standardize as standardize
+from normsmith.methods._functions import whiten as whiten
 from normsmith.methods._schedules import step_schedules as step_schedules
 from normsmith.methods._sparsestmax import sparsestmax as sparsestmax
 from normsmith.methods.adain import AdaIN as AdaIN
@@ -33,7 +39,11 @@ from normsmith.methods.batch_instance import BatchInstanceNorm as BatchInstanceN
 from normsmith.methods.catalog import Entry as Entry
 from normsmith.methods.catalog import catalog as catalog
 from normsmith.methods.catalog import make as make
+from normsmith.methods.centering import Centering as Centering
+from normsmith.methods.cholesky_whitening import CholeskyWhitening as CholeskyWhitening
 from normsmith.methods.conditional import ConditionalNorm as ConditionalNorm
+from normsmith.methods.context import ContextNorm as ContextNorm
+from normsmith.methods.decorrelating import Decorrelating as Decorrelating
 from normsmith.methods.dynamic_tanh import DynamicTanh as DynamicTanh
 from normsmith.methods.evo_b0 import EvoNormB0 as EvoNormB0
 from normsmith.methods.evo_s0 import EvoNormS0 as EvoNormS0
@@ -45,19 +55,33 @@ from normsmith.methods.ghost import GhostNorm as GhostNorm
 from normsmith.methods.group import GroupNorm as GroupNorm
 from normsmith.methods.ibn import IBN as IBN
 from normsmith.methods.instance import InstanceNorm as InstanceNorm
+from normsmith.methods.iterative_whitening import IterativeWhitening as IterativeWhitening
 from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.local_response import LocalResponseNorm as LocalResponseNorm
+from normsmith.methods.mixture import MixtureNorm as MixtureNorm
+from normsmith.methods.mode import ModeNorm as ModeNorm
 from normsmith.methods.noisy import NoisyNorm as NoisyNorm
+from normsmith.methods.pca_whitening import PCAWhitening as PCAWhitening
 from normsmith.methods.population import PopulationNorm as PopulationNorm
 from normsmith.methods.position import PositionNorm as PositionNorm
 from normsmith.methods.renorm import BatchRenorm as BatchRenorm
 from normsmith.methods.rms import RMSNorm as RMSNorm
+from normsmith.methods.scaling import Scaling as Scaling
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
+from normsmith.methods.switchable_whitening import SwitchableWhitening as SwitchableWhitening
+from normsmith.methods.uan import UAN as UAN
+from normsmith.methods.zca_whitening import ZCAWhitening as ZCAWhitening
 from normsmith.moments import Moments as Moments
+from normsmith.recurrent.gru import GRU as GRU
+from normsmith.recurrent.gru import GRUCell as GRUCell
+from normsmith.recurrent.lstm import LSTM as LSTM
+from normsmith.recurrent.lstm import LSTMCell as LSTMCell
+from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt
+from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert
 from normsmith.surgery.fold import Fold as Fold
@@ -70,7 +94,11 @@ from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
+from normsmith.surgery.reparametrization import Reparametrization as Reparametrization
+from normsmith.surgery.reparametrize import reparametrize as reparametrize
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
+from normsmith.weights.discriminator import GradNormDiscriminator as GradNormDiscriminator
+from normsmith.weights.gradients import normalize_gradients as normalize_gradients
 
 __version__: str

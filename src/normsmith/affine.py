@@ -49,10 +49,10 @@ class Standardized:
 
     def pull(self, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
         """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
-        inverse, mean, var = self._inverse(), self.moments.mean, self.moments.var
-        d_scale = product * inverse
-        d_var = fit((scale * inverse).mul_(d_scale), var).mul_(-0.5)
-        self.moments.pull(fit(scale * total, mean).neg_() if self.centered else 2 * mean * d_var, d_var, to)
+        mean, var = self.moments.mean, self.moments.var
+        d_scale, d_mean, d_var = to.unscale(total, product, scale, self._inverse())
+        d_var = fit(d_var, var)
+        self.moments.pull(fit(d_mean, mean) if self.centered else 2 * mean * d_var, d_var, to)
         if self.weight is not None:
             to.tensors.append((self.weight, fit(d_scale, self.weight)))
         if self.bias is not None:

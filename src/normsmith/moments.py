@@ -42,13 +42,23 @@ def weigh(d_mean: Tensor, d_var: Tensor, sources: "Sequence[Moments]", mean_weig
     return d_mean_weights, d_var_weights, [(one * p, other * q) for (_, one, other), p, q in shares]
 
 
+def unscale(total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of standardizing, from the sums of dy and of dy * (x - mean): of the weight, the mean and the variance.
+
+    `inverse` is one over the deviation, and `scale` that times the weight.
+    """
+    d_weight = product * inverse
+    return d_weight, (scale * total).neg_(), (scale * inverse).mul_(d_weight).mul_(-0.5)
+
+
 @dataclass
 class Pull:
-    """Where gradients arrive: at moments of x, each with those of its mean and variance, and at other tensors; and who weighs."""
+    """Where gradients arrive: at moments of x, each with those of its mean and variance, and at other tensors; and who computes them."""
 
     pooled: "list[tuple[Pooled, Tensor, Tensor]]" = field(default_factory=list)
     tensors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     weigh: Callable[..., Weighed] = weigh
+    unscale: Callable[..., tuple[Tensor, Tensor, Tensor]] = unscale
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +217,9 @@ class Moments:
 
     def unbiased(self) -> Tensor:
         """The variance with the divisor count - 1, as running statistics keep it."""
-        less = self.count - 1
-        return self.var * (self.count / (less.clamp_min(1) if isinstance(less, Tensor) else max(less, 1)))
+        if isinstance(self.count, Tensor):
+            return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
+        return self.var * (self.count / max(self.count - 1, 1))
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""

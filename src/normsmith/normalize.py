@@ -22,7 +22,7 @@ Where somebody must see plain operations (`surroundings.py`), or differentiates 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,16 +66,42 @@ def normalize(
     """
     step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), floor is not None)
     given = tuple(t for t in (*tensors, floor) if t is not None)
-    x = step.plan.masked(x)
-    if must_stay_plain((x, *given)):
-        result = step.plain(x, given)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
-        y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
-        result = Normalized(y, step.cells, step.batch)
-    else:
-        y = step.forward(backend_for(x), x, given)
-        result = Normalized(y, step.cells, step.batch)
+    result = run(step, step.plan.masked(x), given)
     return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
+
+
+class Step(Protocol):
+    """A forward of one tensor that has a backward of its own; `plain` is the same as ordinary differentiable operations."""
+
+    cells: Moments | None
+    batch: Moments | None
+
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
+        """The whole forward."""
+
+    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The output, and in `cells` and `batch` what it was made from."""
+
+    def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+        """The gradients of x and of the tensors."""
+
+
+def run(step: Step, x: Tensor, given: Sequence[Tensor]) -> Normalized:
+    """The step as one node of the graph, or plainly where somebody must see its operations."""
+    if must_stay_plain((x, *given)):
+        return step.plain(x, given)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given))
+    y = _Node.apply(step, x, *given) if recorded else step.forward(x, given)  # type: ignore[no-untyped-call]
+    return Normalized(y, step.cells, step.batch)
+
+
+def refuse_captured(found: Sequence[Tensor], mix: Callable[..., object]) -> None:
+    """Raise if what was computed from detached arguments requires a gradient: it came in by another door."""
+    if any(value.requires_grad for value in found):
+        raise CaptureError(
+            "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
+            f"argument does; pass the captured parameter of {mix} through normalize(x, mix, *tensors)"
+        )
 
 
 class _Pass:
@@ -104,9 +130,9 @@ class _Pass:
             y = reference.cell_affine(self.plan.filled(view), *affine, level).view_as(x)
         return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
-    def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
-        self.backend = backend
+        self.backend = backend = backend_for(x)
         with without_autocast(x):
             view = cut(x)
             self.cells, self.batch = self.plan.moments(backend, view)
@@ -114,11 +140,7 @@ class _Pass:
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
                 self.affine, self.level = self.mapped(view, found, self.given)
-            if any(value.requires_grad for value in self.affine):
-                raise CaptureError(
-                    "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
-                    f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
-                )
+            refuse_captured(self.affine, self.mix)
             if isinstance(found, Standardized) and found.is_closed(self.given):
                 self.closed = found
             return backend.cell_affine(view, *self.affine, self.level).view_as(x)
@@ -141,7 +163,7 @@ class _Pass:
         scale = self.affine[1]
         shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
         total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
-        pull = Pull(weigh=self.backend.weigh)
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
             grads = through(pull.tensors, self.given)
@@ -170,7 +192,7 @@ class _Pass:
         statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
-        pull = Pull(weigh=self.backend.weigh)
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
         grads = through(pull.tensors, [*statistics, *given])
         for i, m in enumerate(sources):
@@ -216,11 +238,11 @@ def refuse_batched(grads: Sequence[Tensor]) -> None:
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: _Pass, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, step: Step, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.step = step
         ctx.save_for_backward(x, *tensors)
         # Without `data` it is a view of its cut form, and torch refuses to let nn.ReLU(inplace=True) write to a view that a Function made.
-        return step.forward(backend_for(x), x, tensors).data
+        return step.forward(x, tensors).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -1,9 +1,10 @@
-"""Four operations on cut tensors, which know no method and no module, and two on statistics; every backend has the same.
+"""Four operations on cut tensors, which know no method and no module, and three on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
     cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
     cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
+    unscale(total, product, scale, inverse)          the derivative of standardizing: of the weight, the mean, the variance
     weigh(d_mean, d_var, sources, mean_weights, var_weights)  the derivative of `Moments.blend`
     move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
@@ -12,7 +13,8 @@
 gradient. A `floor` is a statistic too; the operations of the gradient get it with what y is made of, to tell whose dy goes to the floor
 instead: sums take one of the two, bounds or floor. What an operation returns has the memory format of its input.
 
-Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba). `choose.py` says which one does the work.
+Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba), `cuda` (Triton). `choose.py` says which one does the
+work.
 """
 
 from collections.abc import Sequence
@@ -71,6 +73,8 @@ class Backend(Protocol):
         within: Bounds | None = None,
         floor: Floor | None = None,
     ) -> Tensor: ...
+
+    def unscale(self, total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def weigh(
         self, d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.moments import Moments, Pooled, weigh
+from normsmith.moments import Moments, Pooled, unscale, weigh
 
 __all__ = [
     "cell_affine",
@@ -13,6 +13,7 @@ __all__ = [
     "cell_moments",
     "move_average",
     "statistics_type",
+    "unscale",
     "weigh",
     "widened",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
-from normsmith.methods._running import BUFFERS, RunningNormalizer
+from normsmith.methods._batches import apart, pairs
+from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 
 
@@ -38,7 +39,7 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
     try:
         for layer in layers:
             assert layer.running_mean is not None
-            layer.collected = layer.running_mean.new_zeros((4, *layer.statistics_shape()), dtype=torch.float64)
+            layer.collected = layer.running_mean.new_zeros(layer.state_shape(), dtype=torch.float64)
             layer.collects_within = variance == "within"
             layer.training = True
         yield
@@ -53,13 +54,15 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
 
 def settle(layer: nn.Module, collected: Tensor, within: bool) -> None:
     """Bring mean, variance, count and number of some batches to where evaluation reads them; `within` as in `collecting`."""
-    mean, var, count, batches = collected.unbind(0)
-    var = var if within else Moments(mean, var, count).unbiased()
-    number = batches.max().long()
-    new = {"running_mean": mean, "running_var": var, "num_batches_tracked": number}
+    mean, var, count, batches = apart(collected)
+    union, number = Moments(mean, var, count), batches.amax(-1).long()  # of several sets each has its own
     with torch.no_grad():
-        for key in BUFFERS:
-            running, value = layer._buffers[key], new[key]
-            assert running is not None
-            seen = number > 0 if value is number else count > 0
-            running.copy_(torch.where(seen, value.to(running.dtype), running))
+        if isinstance(layer, RunningNormalizer):
+            kept = layer.kept(mean, var if within else layer.final(union))
+        else:  # one of torch's
+            kept = pairs(layer, mean, var if within else union.unbiased())
+        for running, value in kept:
+            running.copy_(torch.where(count > 0, value.to(running.dtype), running))
+        tracked = layer._buffers["num_batches_tracked"]
+        assert tracked is not None
+        tracked.copy_(torch.where(number > 0, number, tracked))

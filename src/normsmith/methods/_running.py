@@ -10,13 +10,13 @@ from torch import Tensor
 
 from normsmith.affine import Standardized
 from normsmith.errors import TooFewValuesError
-from normsmith.kernels.choose import backend_for, prefer_torch
+from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
-from normsmith.methods._batches import union
+from normsmith.methods._batches import apart, moved_at_once, pairs, union
 from normsmith.methods._options import check_running, write_out_signature
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
-from normsmith.surroundings import is_recomputing, must_stay_plain
+from normsmith.surroundings import is_recomputing
 from normsmith.world import SharedGroup, World
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -47,7 +47,8 @@ class RunningNormalizer(Normalizer):
     collected: Tensor | None = None  # inside `collecting`: mean, var, count and number of the batches so far, in float64
     collects_within = False  # their variances averaged, not merged
     _born_frozen: ClassVar[bool] = False
-    _first_batch_sets: ClassVar[bool] = False  # whether the first batch is taken whole, whatever the momentum
+    keeps_more: ClassVar[bool] = False  # than mean and variance
+    _first_batch_sets: bool = False  # whether the first batch is taken whole, whatever the momentum
 
     num_features: int
     eps: float
@@ -75,14 +76,10 @@ class RunningNormalizer(Normalizer):
     ) -> None:
         check_running(type(self).__name__, momentum, track_running_stats, frozen, accumulate, nonfinite, on_single)
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
-        self.momentum = momentum
-        self.track_running_stats = track_running_stats
-        self.frozen = frozen
-        self.accumulate = accumulate
-        self.nonfinite = nonfinite
-        self.on_single = on_single
+        self.momentum, self.track_running_stats, self.frozen = momentum, track_running_stats, frozen
+        self.accumulate, self.nonfinite, self.on_single = accumulate, nonfinite, on_single
         self._group = SharedGroup(process_group)
-        self.layer_name = type(self).__name__  # `synchronize` puts the name in the model here
+        self.layer_name = type(self).__name__  # `synchronize` gives the name in the model
         tracked, skips = track_running_stats, track_running_stats and nonfinite == "skip"
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = self.statistics_shape()
@@ -90,19 +87,19 @@ class RunningNormalizer(Normalizer):
         self.register_buffer("running_var", torch.ones(sizes, **where) if tracked else None)
         counters = torch.zeros(sizes[:-1], dtype=torch.long, device=device)  # one, unless there are several sets of statistics
         self.register_buffer("num_batches_tracked", counters if tracked else None)
-        if skips:
-            self.register_buffer("num_batches_skipped", torch.tensor(0, dtype=torch.long, device=device))
-        else:
-            self.num_batches_skipped = None
-        if tracked and accumulate > 1:
-            # Micro-batches so far: mean, var and count of their union, and how many. Not part of the state: steps end whole.
-            self.register_buffer("pending", torch.zeros((4, *sizes), **where), persistent=False)
-        else:
-            self.pending = None
+        skipped = torch.tensor(0, dtype=torch.long, device=device)
+        self.register_buffer("num_batches_skipped", skipped if skips else None)
+        # The micro-batches so far; not part of the state, as steps end whole.
+        pending = torch.zeros(self.state_shape(), **where) if tracked and accumulate > 1 else None
+        self.register_buffer("pending", pending, persistent=False)
 
     def statistics_shape(self) -> tuple[int, ...]:
         """The shape of the running mean and variance; of several sets of them, each counts its own batches."""
         return (self.num_features,)
+
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape of the statistics of some batches, as `_batches` has them."""
+        return (4, *self.statistics_shape())
 
     def part_of(self, statistic: Tensor) -> Tensor:
         """What of a batch norm's running mean or variance this layer would keep."""
@@ -194,11 +191,11 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
-        if not final and self._moves_at_once(batch):
+        if not final and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum):
             return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype
-            mean, var = _like(batch.mean, running_mean, dtype), _like(batch.var, running_mean, dtype)
+            mean, var = _like(batch.mean, running_mean, dtype), self.spread_of(batch, running_mean, dtype)
             count = batch.count
             if isinstance(count, Tensor):
                 count = count.expand_as(batch.mean).reshape_as(running_mean)
@@ -209,50 +206,51 @@ class RunningNormalizer(Normalizer):
                 take = finite if take is None else take & finite
             if self.collected is not None:
                 if self.collects_within and not final:
-                    var = Moments(mean, var, count).unbiased()
+                    var = self.final(Moments(mean, var, count))
                 self.collects_within |= final
                 self.collected.copy_(union(self.collected, mean, var, count, take, self.collects_within))
                 return
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
-            new = var if final else Moments(mean, var, count).unbiased()
+            new = var if final else self.final(Moments(mean, var, count))
             self._move(mean, new, take, None if batches is None else _like(batches, mean, mean.dtype))
 
-    def _moves_at_once(self, batch: Moments) -> bool:
-        """Where no policy has a say, all in one small loop; as operations it costs as much as a kernel over a small batch."""
-        mean, var, tracked = (self._buffers[key] for key in BUFFERS)
-        if mean is None or var is None or tracked is None or not isinstance(batch.count, int):
-            return False
+    def _has_no_policy(self) -> bool:
+        """Whether a batch moves mean and variance as in torch, and nothing else."""
         policies = self.num_batches_skipped is not None or self.collected is not None or self.pending is not None
-        if policies or self.momentum is None or self._first_batch_sets or must_stay_plain((mean, batch.mean)):
-            return False
-        tracked.add_(1)
-        factors = (1.0, batch.count / max(batch.count - 1, 1))
-        backend_for(batch.mean).move_average((mean, var), (batch.mean, batch.var), factors, self.momentum)
-        return True
+        return not (policies or self.keeps_more or self._first_batch_sets)
+
+    def spread_of(self, batch: Moments, sized: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is merged beside the mean: the variance, as a row of its own where there are more rows behind it."""
+        return _like(batch.var, sized, dtype)
+
+    def final(self, batch: Moments) -> Tensor:
+        """What running statistics are the average of: the unbiased variance of batches."""
+        return batch.unbiased()
+
+    def kept(self, mean: Tensor, final_var: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The buffers, each with what moves it."""
+        return pairs(self, mean, final_var)
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The micro-batches so far with one more, and where there are enough of them to be taken."""
         state = union(pending, mean, var, count, take, final)
-        merged, spread, total, batches = state.unbind(0)
-        whole = batches >= self.accumulate
-        pending.copy_(torch.where(whole, 0, state))
+        merged, spread, total, batches = apart(state)
+        pending.copy_(torch.where(whole := batches >= self.accumulate, 0, state))
         return merged, spread, total, whole & (total > 0)
 
-    def _move(self, mean: Tensor, unbiased_var: Tensor, take: Tensor | None, batches: Tensor | None) -> None:
+    def _move(self, mean: Tensor, final_var: Tensor, take: Tensor | None, batches: Tensor | None) -> None:
         """One step of the average, or so many, where `take` is true."""
-        running_mean, running_var, tracked = (self._buffers[key] for key in BUFFERS)
-        assert running_mean is not None
-        assert running_var is not None
+        tracked = self._buffers["num_batches_tracked"]
         assert tracked is not None
         if batches is not None and take is not None:
             tracked.add_(torch.where(take, batches, 0).max().to(torch.long))
         else:
             tracked.add_(1 if take is None else take.any(-1))
-        step = self._step(tracked, running_mean.dtype, batches)
-        for running, new in ((running_mean, mean), (running_var, unbiased_var)):
+        step = self._step(tracked, mean.dtype, batches)
+        for running, new in self.kept(mean, final_var):
             running.lerp_(new if take is None else torch.where(take, new, running), step)
 
     def _step(self, tracked: Tensor, dtype: torch.dtype, batches: Tensor | None = None) -> float | Tensor:
@@ -262,7 +260,9 @@ class RunningNormalizer(Normalizer):
             return ((1 if batches is None else batches) / tracked.clamp_min(1).unsqueeze(-1).to(precise)).to(dtype)
         if batches is not None:
             return 1 - (1 - self.momentum) ** batches
-        return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype) if self._first_batch_sets else self.momentum
+        if self._first_batch_sets:
+            return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype).unsqueeze(-1)
+        return self.momentum
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""
@@ -290,9 +290,8 @@ class RunningNormalizer(Normalizer):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         if prefix + "frozen" in state_dict:
             self.frozen = bool(state_dict[prefix + "frozen"])
-            unexpected_keys = rest[2]
-            if prefix + "frozen" in unexpected_keys:
-                unexpected_keys.remove(prefix + "frozen")
+            if prefix + "frozen" in rest[2]:  # the unexpected keys
+                rest[2].remove(prefix + "frozen")
 
 
 def _like(t: Tensor, sized: Tensor, dtype: torch.dtype) -> Tensor:

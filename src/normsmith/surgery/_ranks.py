@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normsmith.errors import SynchronizationError
-from normsmith.methods._batches import union
+from normsmith.methods._batches import apart, union
 from normsmith.surgery._statistics import Watch
 from normsmith.world import World
 
@@ -50,7 +50,7 @@ class Ranks:
             within = bool(fact[:, 0].any())
             merged = torch.zeros_like(state)
             for row in rows.to(state.device):
-                mean, var, count, seen = row.view_as(state).unbind(0)
+                mean, var, count, seen = apart(row.view_as(state))
                 number = merged[3] + seen
                 merged = union(merged, mean, var, count, None, within)
                 merged[3] = number

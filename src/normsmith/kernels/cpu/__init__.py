@@ -31,6 +31,7 @@ try:
             move_average,
             weigh,
         )
+        from normsmith.kernels.reference import unscale
 
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
@@ -38,4 +39,4 @@ finally:
     if _was_enabled:
         gc.enable()
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "weigh"]
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "unscale", "weigh"]

@@ -1,0 +1,31 @@
+"""y = x / sqrt(var + eps) * weight + bias, the variance about the mean over (N, *spatial)."""
+
+import torch
+
+VARIANTS = [{"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+
+
+def forward(
+    x, training, *, weight, bias, running_mean, running_var, num_batches_tracked, momentum, affine, track_running_stats, eps
+):
+    dims = [d for d in range(x.dim()) if d != 1]
+    per_channel = [1, -1] + [1] * (x.dim() - 2)
+    buffers = {}
+    if training or not track_running_stats:
+        m = x.numel() // x.shape[1]
+        mean = x.sum(dims) / m
+        var = ((x - mean.view(per_channel)) ** 2).sum(dims) / m
+        if training and track_running_stats:
+            count = num_batches_tracked + 1
+            step = momentum if momentum is not None else 1 / count.item()
+            buffers = {
+                "running_mean": (1 - step) * running_mean + step * mean,
+                "running_var": (1 - step) * running_var + step * var * m / (m - 1),
+                "num_batches_tracked": count,
+            }
+    else:
+        mean, var = running_mean, running_var
+    y = x / torch.sqrt(var.view(per_channel) + eps)
+    if affine:
+        y = y * weight.view(per_channel) + bias.view(per_channel)
+    return y, buffers
