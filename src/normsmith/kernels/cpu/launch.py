@@ -126,11 +126,13 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     partial, places = _partial(3, x, by_rows)
     _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
     outer = 1 if shared else samples
-    found = torch.empty((3 if within is not None else 2, outer, channels), dtype=x.dtype, device=x.device)
-    mean_at, var_at, count_at = [*_layers(found), 0][:3]
-    merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, count_at, mean_at, var_at)
-    mean, var, *held = found.unbind()
-    return Pooled(mean, var, held[0] if held else positions * (samples if shared else 1))
+    if partial.shape[1] == outer:
+        found = partial.to(x.dtype)
+    else:
+        found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
+        merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, *_layers(found))
+    count, mean, var = found.unbind()
+    return Pooled(mean, var, positions * (samples if shared else 1) if within is None else count)
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
@@ -159,6 +161,8 @@ def cell_grad_sums(
     name = "grad_sums" if floor is None else "grad_sums_above"
     _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *places)
     outer = 1 if shared else samples
+    if partial.shape[1] == outer:
+        return Sums(*partial.to(x.dtype).unbind())
     sums = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_sums(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places[:2], *_layers(sums))
     total, product = sums.unbind()
