@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normsmith import moments
+from normsmith import derivatives
 from normsmith.cells import layout
+from normsmith.derivatives import Weighed
 from normsmith.kernels import Bounds, Floor, Sums, reference
 from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
-from normsmith.moments import Moments, Pooled, Weighed
+from normsmith.moments import Moments, Pooled
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
@@ -194,9 +195,9 @@ def cell_grad_input(
 
 
 def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -> Weighed:
-    """As `moments.weigh`, which does what the loops cannot."""
+    """As `derivatives.weigh`, which does what the loops cannot."""
     if not _fit(d_mean, d_var, sources, mean_weights, var_weights):
-        return moments.weigh(d_mean, d_var, sources, mean_weights, var_weights)
+        return derivatives.weigh(d_mean, d_var, sources, mean_weights, var_weights)
     zero, size = ZEROS[d_mean.dtype], d_mean.element_size()
     d_weights = torch.empty((2, len(sources)), dtype=d_mean.dtype, device=d_mean.device)
     p, q, dot_mean, dot_var = (t.data_ptr() for t in (mean_weights, var_weights, *d_weights))
