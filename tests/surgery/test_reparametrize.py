@@ -468,3 +468,16 @@ def test_the_mean_counts_where_more_than_a_batch_norm_reads():
     for model, normed in ((Two(), False), (nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)), True)):
         ns.reparametrize(model, "wnn", data=torch.randn(30, 4) + 5)
         assert [m.normed for m in model.modules() if isinstance(m, WhitenedLayer)] == [normed]
+
+
+def test_two_handles_of_one_model_keep_apart():
+    model, (x, target) = network(), batch()
+    y = evaluated(model, x)
+    first = place(model, "eigennet", (x, target), where=lambda module, name: name == "9")
+    second = place(model, "wnn", x, where=lambda module, name: name in ("3", "6"))
+    restoring = model[9].restoring.clone()
+    second.refresh(x * 2)
+    assert torch.equal(model[9].restoring, restoring)  # no gradients were seen
+    first.fold()
+    assert [isinstance(m, NaturalLayer) for m in (model[3], model[6], model[9])] == [True, True, False]
+    assert_same(evaluated(model, x), y, tolerance=1e-12)

@@ -1,6 +1,6 @@
 """What placing any natural-gradient layer needs: which layers can have one, a look at the data, hooks, folding."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,26 +179,21 @@ def _back(value: Any, layers: Sequence[NaturalLayer]) -> None:
             probe.grad = found if probe.grad is None else probe.grad + found
 
 
-def natural_layers(model: nn.Module) -> Iterator[tuple[str, NaturalLayer]]:
-    """Those of a model, with their names."""
-    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, NaturalLayer))
-
-
-def refresh(model: nn.Module, data: Any, batches: int | None, loss: Loss | None) -> None:
-    """Refresh every natural layer of a model by data."""
-    layers = [layer for _, layer in natural_layers(model)]
+def refresh(model: nn.Module, layers: Sequence[NaturalLayer], data: Any, batches: int | None, loss: Loss | None) -> None:
+    """Refresh layers of a model by data."""
     look(model, layers, loader_of(data, batches, "refresh"), batches, loss)
     for layer in layers:
         layer.refresh()
     settle(layers)
 
 
-def fold(model: nn.Module) -> nn.Module:
-    """Plain layers in the places of the natural ones."""
-    for name, layer in list(natural_layers(model)):
-        plain = swap(model, name, layer, layer.folded())
+def fold(model: nn.Module, layers: Sequence[NaturalLayer]) -> nn.Module:
+    """Plain layers in the places of natural ones; the model, or what takes its place if it is such a layer itself."""
+    names = {module: found[0] for module, found in places(model).items()}
+    for layer in layers:
+        plain = swap(model, names[layer], layer, layer.folded())
         plain.do()
-        if not name:
+        if not names[layer]:
             return plain.new
     return model
 

@@ -132,9 +132,11 @@ class _Placing:
         place.patched(patches, held, result)
         for new in self.layers.values():
             new.layer.plan(request.every, request.window, place.followers(request), request.process_group)
+        layers = [new.layer for new in self.layers.values()]
         handle.rows = (*map(self._row, self.layers), *place.left_rows(self.chosen))
         handle.can(
-            refresh=lambda data, batches: place.refresh(result, data, batches, request.loss), fold=partial(place.fold, result)
+            refresh=lambda data, batches: place.refresh(result, layers, data, batches, request.loss),
+            fold=partial(place.fold, result, layers),
         )
         return handle
 

@@ -84,7 +84,8 @@ class _Placing:
             for name, old in self.then.items():
                 place.swap(model, name, self.now[name], old).do()
             raise
-        for layer in made.values():
+        layers = list(made.values())
+        for layer in layers:
             layer.plan(request.every, request.window, place.followers(request), request.process_group)
         swaps = [place.swap(model, name, old, self.now[name]) for name, old in self.then.items()]
         left = [row for row in place.left_rows(self.chosen) if row.layer not in self.then]
@@ -93,7 +94,10 @@ class _Placing:
         patches = [_optimizers.Patch(one, {p for swap in swaps for p in swap.old.parameters()}) for one in request.optimizers]
         place.patched(patches, held, model)
         handle.when_undone(*(patch.undo for patch in patches))
-        handle.can(refresh=lambda data, batches: place.refresh(model, data, batches, None), fold=partial(place.fold, model))
+        handle.can(
+            refresh=lambda data, batches: place.refresh(model, layers, data, batches, None),
+            fold=partial(place.fold, model, layers),
+        )
         return handle
 
     def _put(self, name: str, new: nn.Module) -> None:
