@@ -481,3 +481,53 @@ def test_two_handles_of_one_model_keep_apart():
     first.fold()
     assert [isinstance(m, NaturalLayer) for m in (model[3], model[6], model[9])] == [True, True, False]
     assert_same(evaluated(model, x), y, tolerance=1e-12)
+
+
+WEIGHTS = [
+    "weight_norm",
+    "centered_weight_norm:learn_gain=True",
+    "weight_standardization:convention=timm",
+    "spectral",
+    "orthogonal",
+]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_normalized_weights_are_placed_folded_and_undone_with_their_optimizer(name):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    train(model, optimizer)
+    before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
+    group = list(optimizer.param_groups[0]["params"])
+    handle = ns.reparametrize(model, name, optimizer=optimizer)
+    assert handle.converted == ["0", "3", "6", "9"]
+    assert set(optimizer.param_groups[0]["params"]) == set(model.parameters())
+    train(model, optimizer)
+    handle.undo()
+    assert all(a is b for a, b in zip(model.parameters(), held, strict=True))
+    assert optimizer.param_groups[0]["params"] == group
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "0.weight" in key)
+    handle = ns.reparametrize(model, name, optimizer=optimizer)
+    train(model, optimizer)
+    x, _ = batch()
+    y = evaluated(model, x)
+    handle.fold()
+    assert_same(evaluated(model, x), y)
+    assert set(optimizer.param_groups[0]["params"]) == set(model.parameters())
+    train(model, optimizer)
+
+
+def test_what_normalized_weights_do_not_take():
+    model = network()
+    with pytest.raises(ns.OptionError, match="expects no every"):
+        ns.reparametrize(model, "weight_norm", every=5)
+    with pytest.raises(ns.OptionError, match="expects options among eps, power_iterations: got 'gain'"):
+        ns.reparametrize(model, "spectral:gain=2")
+    with pytest.raises(ns.ModelError, match="refresh expects coordinates that depend on data"):
+        ns.reparametrize(model, "spectral").refresh(batch())
+    x, _ = batch()
+    model = network()
+    handle = ns.reparametrize(model, "weight_norm", data=(x, None))
+    assert "rows of" in str(handle)
+    y = model[0](x)
+    assert_same(y.std((0, 2, 3), correction=0), torch.ones(4, dtype=y.dtype))

@@ -59,10 +59,10 @@ class Conversion:
         self._swaps = swaps
         self._before = before
         self._saved = [(t, t.detach().clone()) for swap in swaps for t in state(swap.old)]
-        self._undo_more: list[Callable[[], None]] = []
+        self._undo_more: list[Callable[[], object]] = []
         self._undone = False
 
-    def when_undone(self, *actions: Callable[[], None]) -> None:
+    def when_undone(self, *actions: Callable[[], object]) -> None:
         """Have something else undone too."""
         self._undo_more += actions
 

@@ -18,7 +18,9 @@ from normsmith.surgery._models import refuse_wrapped
 from normsmith.surgery._natural import place_natural
 from normsmith.surgery._post import place_post
 from normsmith.surgery._request import Loss, Request
+from normsmith.surgery._weights import place_weights
 from normsmith.surgery.reparametrization import Reparametrization
+from normsmith.weights.catalog import CATALOG
 
 PLACERS: dict[str, Callable[[Request], Reparametrization]] = {
     "wnn": place_natural,
@@ -26,6 +28,7 @@ PLACERS: dict[str, Callable[[Request], Reparametrization]] = {
     "gwnn_pre": place_natural,
     "gwnn_post": place_post,
     "eigennet": place_natural,
+    **dict.fromkeys(CATALOG, place_weights),
 }
 
 
@@ -46,6 +49,8 @@ def reparametrize(
     """Put the linear and convolutional layers of `model` into other coordinates, in place, and return a handle; on an error nothing is.
 
     - `to`: "wnn", "prong_plus", "gwnn_pre", "gwnn_post" or "eigennet", with options as in "gwnn_pre:energy=0.9,eps=1e-2"; docs/natural.md.
+      Or weights that are normalized: "weight_norm", "centered_weight_norm", "weight_standardization", "scaled_weight_standardization",
+      "spectral" or "orthogonal"; docs/weights.md. Of the arguments below they take `where`, `optimizer`, and weight norm `data`.
     - `data`: a tensor; a batch, (input, target, ...) or a mapping of arguments; or a loader of those, of which `batches` are taken, or all.
       The model runs on it in the modes it is in, as the coordinates are to fit what it trains on; buffers and random state are put back.
     - `every`: refresh after so many optimizer steps, counted by `ns.step_schedules`, by what is seen in training in the `window`
