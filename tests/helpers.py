@@ -87,7 +87,9 @@ def oracle_options(layer: Any) -> dict[str, Any]:
 def tensors_of(layer: Any) -> dict[str, Tensor | None]:
     """All parameters and buffers by name, None where the layer has a slot but no tensor; copies that require gradients as they do."""
     slots = {**layer._parameters, **layer._buffers}
-    return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in slots.items()}
+    policies = {"num_batches_skipped", "pending"}  # of which an oracle knows nothing
+    kept = {k: v for k, v in slots.items() if v is not None or k not in policies}
+    return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in kept.items()}
 
 
 # Methods that take nothing but x, so that a layer can stand in for any other.
