@@ -17,6 +17,7 @@ FLOORS = [
     "writing",
     "tables",
     "cells",
+    "derivatives",
     "moments",
     "affine",
     "surroundings",

@@ -16,10 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import normsmith as ns
 
 SPLITS = {2: ((4, 4), (5, 3), (8, 0)), 3: ((3, 3, 2), (5, 0, 3))}
-# The unbiased form of switchable norm is for parity with its authors, and refuses several ranks.
-SHARED = [
-    case for case in VARIANTS if case.entry.running and not case.entry.random and case.options.get("unbiased") is not True
-]
+SHARED = [case for case in VARIANTS if case.entry.running and not case.entry.random]
 SHAPE = (8, CHANNELS, 5, 3)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normsmith.moments import Moments, Pooled, Pull, fit
+from normsmith.derivatives import fit
+from normsmith.moments import Moments, Pooled, Pull
 
 Triple = tuple[Tensor | float, Tensor, Tensor | float]
 

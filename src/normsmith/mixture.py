@@ -24,11 +24,12 @@ from torch import Tensor
 from normsmith import affine
 from normsmith.affine import Triple
 from normsmith.cells import cut
+from normsmith.derivatives import fit
 from normsmith.kernels import mixtures_reference as reference
 from normsmith.kernels.choose import mixtures_for
 from normsmith.kernels.mixtures import By, Density, Draw, MixtureBackend, fraction
 from normsmith.kernels.reference import statistics_type
-from normsmith.moments import Moments, fit
+from normsmith.moments import Moments
 from normsmith.normalize import Normalized, refuse_captured, run
 from normsmith.surroundings import must_stay_plain, without_autocast
 from normsmith.world import World

@@ -29,10 +29,11 @@ from torch import Tensor
 
 from normsmith.affine import Standardized, Triple, pull_triple, through
 from normsmith.cells import cut, statistics_of
+from normsmith.derivatives import fit
 from normsmith.errors import BackendError, CaptureError
 from normsmith.kernels import Backend, Bounds, Floor, reference
 from normsmith.kernels.choose import backend_for
-from normsmith.moments import Moments, Pooled, Pull, fit
+from normsmith.moments import Moments, Pooled, Pull
 from normsmith.plan import Plan, Sees, add_lines
 from normsmith.surroundings import is_batched, must_stay_plain, without_autocast
 from normsmith.world import World

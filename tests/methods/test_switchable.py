@@ -10,7 +10,6 @@ from helpers import CHANNELS, assert_same, example
 from torch import nn
 
 import normsmith as ns
-from normsmith.world import SharedGroup
 
 SHAPE = (4, CHANNELS, 5, 6)
 PARTS = ["instance", "layer", "batch"]
@@ -228,15 +227,6 @@ def test_ratios():
 def test_bad_options(name):
     with pytest.raises(ns.OptionError, match=r"two statistics to blend.*or use LayerNorm"):
         ns.make(name, CHANNELS, use_batch=False, instance=False)
-
-
-def test_the_authors_form_is_not_for_several_ranks():
-    layer = ns.SwitchableNorm(CHANNELS, unbiased=True)
-    layer._group = SharedGroup(object())
-    with pytest.raises(ns.OptionError, match="unbiased=False for the batch of several ranks"):
-        layer(torch.randn(4, CHANNELS))
-    with torch.no_grad():
-        layer.eval()(torch.randn(4, CHANNELS))
 
 
 class TestCollecting:

@@ -52,6 +52,15 @@ def test_the_outputs_are_white_behind_a_refresh(name):
     assert_same(made.norm.running_var, h.var(0, correction=0), tolerance=1e-8)
 
 
+def test_directions_without_variance_do_no_harm():
+    x = torch.randn(300, 3) @ torch.randn(3, 40)
+    made = PostWhitenedLayer(nn.Linear(40, 40), PostWhitening(energy=1.0))
+    made.whitened_bias = None
+    after(made, x * 100)
+    assert (made.norm.running_var >= 0).all()
+    assert made.eval()(x * 100).isfinite().all()
+
+
 def test_axes_stay_as_near_as_they_can():
     torch.manual_seed(1)
     rows = torch.randn(200, 5).double() @ torch.randn(5, 5).double()

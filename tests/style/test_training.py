@@ -9,7 +9,7 @@ from style.helpers_style import folder, small
 
 import normsmith as ns
 from normsmith import data
-from normsmith.errors import InputError, OptionError, ResultsError
+from normsmith.errors import InputError, ModelError, OptionError, ResultsError
 from normsmith.models import StyleEncoder, StyleTransfer
 from normsmith.style import phases, training
 from normsmith.style.pairs import Pairs
@@ -136,6 +136,12 @@ def test_an_encoder_that_is_given_is_kept(tmp_path, pictures):
     assert model.about["pictures"] == [str(pictures)]
 
 
+def test_a_loss_that_is_no_number_ends_it(tmp_path, pictures):
+    with pytest.raises(ModelError, match="the encoder is expected to learn: got a loss of nan at step"):
+        train(tmp_path / "s.pt", pictures, encoder_rate=1e30)
+    assert not list(tmp_path.iterdir())
+
+
 def test_time_ends_it(tmp_path, pictures):
     model = train(tmp_path / "s.pt", pictures, encoder_steps=10**9, decoder_steps=10**9, minutes=0.02)
     assert 1 <= model.about["encoder steps"] < 10**6
@@ -163,7 +169,7 @@ def test_paintings_are_added_where_they_are_there(tmp_path, pictures):
     without = small(pictures).__class__(**{**vars(small(pictures)), "paintings": "pacs"})
     model = training.train_style_transfer(tmp_path / "b.pt", root=tmp_path, settings=without, console=console)
     assert model.about["pictures"] == [str(pictures)]
-    assert "pacs is not there" in said(console)
+    assert f"styles are pictures of {pictures} alone: pacs expects" in said(console)
 
 
 @pytest.mark.parametrize(

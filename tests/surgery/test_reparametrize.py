@@ -453,3 +453,18 @@ def test_ranks_refresh_by_all_they_have_seen():
         assert torch.equal(mine, theirs)
     for mine, expected in zip(one[:4], alone[:4], strict=True):
         assert_same(mine, expected, tolerance=1e-9)
+
+
+def test_the_mean_counts_where_more_than_a_batch_norm_reads():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            h = self.linear(x)
+            return self.norm(h), h
+
+    for model, normed in ((Two(), False), (nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)), True)):
+        ns.reparametrize(model, "wnn", data=torch.randn(30, 4) + 5)
+        assert [m.normed for m in model.modules() if isinstance(m, WhitenedLayer)] == [normed]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normsmith.data.dataset import Split
 from normsmith.errors import OptionError
-from normsmith.methods.specs import among, options_in
+from normsmith.methods._specs import among, options_in
 
 Pair = tuple[Tensor, Tensor]
 

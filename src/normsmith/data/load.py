@@ -14,7 +14,7 @@ from normsmith.data.batches import Batches
 from normsmith.data.catalog import Entry
 from normsmith.data.dataset import Dataset, assemble
 from normsmith.errors import InputError, OptionError
-from normsmith.methods.specs import among, options_in
+from normsmith.methods._specs import among, options_in
 
 ARROW = "->"
 Root = str | os.PathLike[str] | None

@@ -22,7 +22,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from normsmith.moments import Moments, Pooled, Weighed
+from normsmith.derivatives import Weighed
+from normsmith.moments import Moments, Pooled
 
 Bounds = tuple[Tensor, Tensor]
 

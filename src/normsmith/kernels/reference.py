@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from normsmith.derivatives import unscale, weigh
 from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.moments import Moments, Pooled, unscale, weigh
+from normsmith.moments import Moments, Pooled
 
 __all__ = [
     "cell_affine",

@@ -50,8 +50,9 @@ def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: T
     step = mean - old_mean
     between = 0 if final else share * (1 - share) * _products(step, var)
     spread = old_var + share * (var - old_var) + between
-    spread, rest = (spread, spread.unsqueeze(0)[:0]) if var.dim() == mean.dim() else (spread[0], spread[1:])
-    return torch.cat([torch.stack([old_mean + share * step, spread, total.expand_as(mean), batches + 1]), rest])
+    plain = var.dim() == mean.dim()
+    merged = torch.stack([old_mean + share * step, spread if plain else spread[0], total.expand_as(mean), batches + 1])
+    return merged if plain else torch.cat([merged, spread[1:]])
 
 
 def _products(step: Tensor, spread: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from normsmith.errors import UnknownMethodError
-from normsmith.methods.specs import among, written
+from normsmith.methods._specs import among, written
 
 # What may be done to the input without changing the output, up to eps: x -> a x ("scale", a > 0) or x -> x + b ("shift"), with one
 # number for each channel, each sample, or each cell (sample and channel). Declared here, tested in both directions.

@@ -13,7 +13,7 @@ add variances. Differs from the authors' code: its instance variance is unbiased
 (N, C) their variances of layer and batch are unbiased, so with `instance=False` these are); its
 momentum is 0.1 for images and 0.003 for the rest, here 0.1; its running variance starts at 0; its "batch average" is a sum never divided.
 One-hot logits are instance, layer and batch norm. Take the logits out of weight decay: it pulls the choice back to equal parts.
-Cost: 2 passes over x forward, 2 over x and dy backward.
+Cost: 2 passes over x forward, 2 over x and dy backward; with `unbiased=True` two collectives each way among several ranks, not one.
 Fails when: the batches of evaluation differ from those of training and the batch has the larger part.
 Reference: Luo et al., "Differentiable Learning-to-Normalize via Switchable Normalization", ICLR 2019.
 """
@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
-from normsmith.errors import OptionError
 from normsmith.methods._options import Running
 from normsmith.methods._parts import Ratios, blend_parts, choose_parts, corrected, named, running_part, widened
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 from normsmith.plan import Sees
+from normsmith.world import World
 
 
 def mix(
@@ -46,6 +46,7 @@ def mix(
     *,
     parts: tuple[str, ...],
     unbiased: bool,
+    world: World | None = None,
     eps: float,
 ) -> Standardized:
     layer = None
@@ -53,7 +54,7 @@ def mix(
         if _are_rows(cells, parts):
             layer = corrected(cells.pool(1))
         cells = corrected(cells)
-        batch = batch and _unbiased_batch(cells, parts)
+        batch = batch and _unbiased_batch(cells, parts, world)
     if running_mean is not None and running_var is not None:
         batch = Moments(running_mean, running_var, 1)
     return Standardized(blend_parts(cells, batch, mean_ratios, var_ratios, parts, layer), weight, bias, eps)
@@ -64,9 +65,16 @@ def _are_rows(cells: Moments, parts: tuple[str, ...]) -> bool:
     return "instance" not in parts and isinstance(cells.count, int) and cells.count == 1
 
 
-def _unbiased_batch(cells: Moments, parts: tuple[str, ...]) -> Moments:
-    """The batch as the authors take it from corrected cells."""
-    batch = cells.pool(0)
+def _unbiased_batch(cells: Moments, parts: tuple[str, ...], world: World | None) -> Moments:
+    """The batch as the authors take it from corrected cells. Those are no moments of x any more: so the world is asked here."""
+    if world is None or cells.mean.shape[0]:
+        batch = cells.pool(0)
+    else:  # nothing, as the ranks with samples send it, and with a way back for the gradients that all must add up
+        total = cells.map(lambda t: t.sum(0, keepdim=True))
+        batch = Moments(total.mean, total.var, total.count if isinstance(total.count, Tensor) else 0)
+    if world is not None:
+        merged = world.merge(batch)
+        batch = Moments(merged.mean, merged.var, merged.count)
     return corrected(batch) if _are_rows(cells, parts) else batch
 
 
@@ -104,16 +112,14 @@ class SwitchableNorm(RunningNormalizer):
         mask = self.check_mask(x, mask, lengths)
         running = running_part(self, x)
         sees: Sees = "both" if self.use_batch and running[0] is None else "cells"
-        if self.unbiased and sees == "both" and self.world is not None:
-            raise OptionError("SwitchableNorm expects unbiased=False for the batch of several ranks: got unbiased=True")
-        options = partial(mix, parts=self.parts, unbiased=self.unbiased, eps=self.eps)
+        world, inner = (None, self.world) if self.unbiased else (self.world, None)
+        options = partial(mix, parts=self.parts, unbiased=self.unbiased, world=inner, eps=self.eps)
         tensors = (*self.weights(), *running, self.weight, self.bias)
-        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=self.world)
+        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=world)
         if result.batch is not None and (x.numel() != self.num_features or self.process_group is not None):
             assert result.cells is not None
-            self.update(
-                _unbiased_batch(corrected(result.cells), self.parts) if self.unbiased else result.batch, final=self.unbiased
-            )
+            batch = _unbiased_batch(corrected(result.cells), self.parts, inner) if self.unbiased else result.batch
+            self.update(batch, final=self.unbiased)
         return result.y
 
     def weights(self) -> tuple[Tensor, Tensor]:

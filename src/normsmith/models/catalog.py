@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from normsmith.errors import OptionError
-from normsmith.methods.specs import among, written
+from normsmith.methods._specs import among, written
 
 Task = Literal["classification", "segmentation", "localisation", "clips", "sequence"]
 FRAMES = 8

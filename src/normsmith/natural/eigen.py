@@ -5,7 +5,8 @@ G = E[dh dhᵀ] of the gradients dh at y. V and d are trained; a refresh keeps t
 W <- W - lr G⁻¹ (dW - db cᵀ) A⁻¹, and b moves as if it were a column of W whose input is 1: the step of K-FAC for the layer, with its bias.
 In a convolution A is the mean over positions of what single positions hold, G sums over positions; samples count alone.
 
-`eps` counts in mean eigenvalues, on both sides; `clip` bounds the condition number of R. With `scale="mean"` R is that of G over its mean
+`eps` counts in mean eigenvalues, on both sides, and is large by default: G is of few samples and changes fast, and with the 1e-3 that does
+for inputs alone training blew up in our runs; `clip` bounds the condition number of R. With `scale="mean"` R is that of G over its mean
 eigenvalue: only the shape of G counts, not its size, which vanishes as training succeeds, and which loss scaling changes.
 `scale="fisher"` takes G as it is, for a loss that is the mean over samples: then it is the step of K-FAC in size too. G is of the
 gradients of the loss that is trained on, with the labels of the data: the empirical Fisher.
@@ -33,6 +34,7 @@ from normsmith.natural.whitener import Basis, whitener
 class Eigen(Whitening):
     """How inputs and gradients are whitened."""
 
+    eps: float = 0.3
     basis: Basis = "zca"
     clip: float = 1e3
     scale: Literal["mean", "fisher"] = "mean"

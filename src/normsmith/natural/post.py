@@ -126,7 +126,8 @@ class PostWhitenedLayer(NaturalLayer):
         assert self.norm.running_mean is not None
         assert self.norm.running_var is not None
         self.norm.running_mean.copy_(matrix[0] @ spread.mean)
-        self.norm.running_var.copy_((matrix @ covariance @ matrix.mT)[0].diagonal())
+        # In float32 a covariance without full rank has rounding for its smallest eigenvalues, which may lie below zero.
+        self.norm.running_var.copy_((matrix @ covariance @ matrix.mT)[0].diagonal().clamp_min(0))
 
     def _add_norm(self, width: int) -> None:
         weight = self.whitened_weight

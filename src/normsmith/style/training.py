@@ -9,7 +9,7 @@ from rich.console import Console
 
 from normsmith import data
 from normsmith.data.dataset import Dataset
-from normsmith.errors import InputError, OptionError
+from normsmith.errors import InputError, ModelError, OptionError
 from normsmith.models.style_transfer import StyleEncoder, StyleTransfer
 from normsmith.style.keeping import Kept, digest, or_say
 from normsmith.style.pairs import Pairs
@@ -31,7 +31,8 @@ def train_style_transfer(
     """Train what `models.StyleTransfer` needs, from the pictures below `root`, and keep it in the file `path`.
 
     Without an `encoder` one is trained first, to tell the classes of the pictures; its norms are folded away, and it is frozen. How far it
-    is stands in `path` with ".part" behind it: called again after a kill, the training goes on, to the same bits.
+    is stands in `path` with ".part" behind it: called again after a kill, the training goes on; to the same bits, unless
+    `settings.minutes` ends it.
     """
     settings, console, path = settings or Settings(), console or Console(stderr=True), Path(path)
     kept, why = Kept.found(
@@ -75,6 +76,10 @@ def _train(phase: Phase, kept: Kept, limit: float, console: Console) -> None:
         while (progress := max(step / phase.steps, seconds / limit)) < 1:
             began = time.monotonic()
             loss = phase.update(step, progress)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the {phase.name} is expected to learn: got a loss of {loss} at step {step}; give a smaller rate"
+                )
             step, seconds = step + 1, seconds + time.monotonic() - began
             tell(progress, step, loss)
             if time.monotonic() - saved >= SAVE_EVERY:
@@ -104,6 +109,6 @@ def _pictures(settings: Settings, root: str | Path | None, console: Console) -> 
         return pictures, []
     try:
         return pictures, [data.load(settings.paintings, root)]
-    except (InputError, OptionError):
-        console.print(f"{settings.paintings} is not there: styles are pictures of {settings.pictures} alone", soft_wrap=True)
+    except (InputError, OptionError) as error:
+        console.print(f"styles are pictures of {settings.pictures} alone: {error}", soft_wrap=True)
         return pictures, []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normsmith.errors import OptionError
-from normsmith.methods.specs import among
+from normsmith.methods._specs import among
 from normsmith.natural.states import Moments
 from normsmith.surgery._choice import Where
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from normsmith.errors import OptionError, UnknownMethodError
 from normsmith.methods._base import one_of
-from normsmith.methods.specs import written
+from normsmith.methods._specs import written
 from normsmith.natural.states import Moments
 from normsmith.surgery import _optimizers
 from normsmith.surgery._choice import Where

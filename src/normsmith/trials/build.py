@@ -11,7 +11,7 @@ from normsmith.analysis import refusals
 from normsmith.data import Dataset
 from normsmith.errors import ModelError, NormsmithError
 from normsmith.locate import load_model
-from normsmith.methods.specs import written
+from normsmith.methods._specs import written
 from normsmith.models.catalog import find
 from normsmith.surgery.conditioned import conditions_of
 from normsmith.surgery.convert import convert

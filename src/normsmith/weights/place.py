@@ -141,7 +141,9 @@ def place(
     entry = find(name)
     said = Settings(eps, convention, gain, learn_gain, gamma, power_iterations, orthogonal_map)
     _check(entry, said, data)
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Weighted) and (where is None or where(m, n))}
+    found: dict[str, nn.Module] = {
+        n: m for n, m in model.named_modules() if isinstance(m, Weighted) and (where is None or where(m, n))
+    }
     if not found:
         raise ModelError(
             f"place expects linear or convolutional layers: got {type(model).__name__} without any that where() selects"
@@ -151,6 +153,13 @@ def place(
     if all(reasons.values()):
         path, reason = next(iter(reasons.items()))
         raise ModelError(f"place expects a weight that can be normalized: got {path!r}, but {reason}")
+    return _all(model, found, reasons, entry, said, data)
+
+
+def _all(
+    model: nn.Module, found: dict[str, nn.Module], reasons: dict[str, str], entry: Entry, said: Settings, data: Any
+) -> Placement:
+    """Every layer without a reason against it; after an error the model is as it was."""
     rows: list[Row] = []
     placed: list[_Placed] = []
     try:
@@ -161,9 +170,9 @@ def place(
         if data is not None:
             initialise(model, [one.layer for one in placed], data)
     except Exception:
-        Placement(name, (), placed).undo()
+        Placement(entry.name, (), placed).undo()
         raise
-    return Placement(name, tuple(rows), placed)
+    return Placement(entry.name, tuple(rows), placed)
 
 
 def _row(layer: nn.Module, path: str, reason: str, placed: list[_Placed]) -> Row:

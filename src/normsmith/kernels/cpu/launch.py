@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normsmith import moments
+from normsmith import derivatives
 from normsmith.cells import layout
+from normsmith.derivatives import Weighed
 from normsmith.kernels import Bounds, Floor, Sums, reference
 from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
-from normsmith.moments import Moments, Pooled, Weighed
+from normsmith.moments import Moments, Pooled
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
@@ -126,11 +127,13 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     partial, places = _partial(3, x, by_rows)
     _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
     outer = 1 if shared else samples
-    found = torch.empty((3 if within is not None else 2, outer, channels), dtype=x.dtype, device=x.device)
-    mean_at, var_at, count_at = [*_layers(found), 0][:3]
-    merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, count_at, mean_at, var_at)
-    mean, var, *held = found.unbind()
-    return Pooled(mean, var, held[0] if held else positions * (samples if shared else 1))
+    if partial.shape[1] == outer:
+        found = partial.to(x.dtype)
+    else:
+        found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
+        merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, *_layers(found))
+    count, mean, var = found.unbind()
+    return Pooled(mean, var, positions * (samples if shared else 1) if within is None else count)
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
@@ -159,6 +162,8 @@ def cell_grad_sums(
     name = "grad_sums" if floor is None else "grad_sums_above"
     _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *places)
     outer = 1 if shared else samples
+    if partial.shape[1] == outer:
+        return Sums(*partial.to(x.dtype).unbind())
     sums = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_sums(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places[:2], *_layers(sums))
     total, product = sums.unbind()
@@ -190,9 +195,9 @@ def cell_grad_input(
 
 
 def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -> Weighed:
-    """As `moments.weigh`, which does what the loops cannot."""
+    """As `derivatives.weigh`, which does what the loops cannot."""
     if not _fit(d_mean, d_var, sources, mean_weights, var_weights):
-        return moments.weigh(d_mean, d_var, sources, mean_weights, var_weights)
+        return derivatives.weigh(d_mean, d_var, sources, mean_weights, var_weights)
     zero, size = ZEROS[d_mean.dtype], d_mean.element_size()
     d_weights = torch.empty((2, len(sources)), dtype=d_mean.dtype, device=d_mean.device)
     p, q, dot_mean, dot_var = (t.data_ptr() for t in (mean_weights, var_weights, *d_weights))

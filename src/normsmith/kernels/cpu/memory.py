@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
+    "no_cfunc_wrapper": True,  # never called from C: less to compile
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
