@@ -33,8 +33,9 @@ def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: T
     step = mean - old_mean
     between = 0 if final else share * (1 - share) * _products(step, var)
     spread = old_var + share * (var - old_var) + between
-    spread, rest = (spread, spread[:0]) if var.dim() == mean.dim() else (spread[0], spread[1:])
-    return torch.cat([torch.stack([old_mean + share * step, spread, total.expand_as(mean), batches + 1]), rest])
+    rows = () if var.dim() == mean.dim() else (spread[1:],)
+    facts = [old_mean + share * step, spread[0] if rows else spread, total.expand_as(mean), batches + 1]
+    return torch.cat([torch.stack(facts), *rows])
 
 
 def _products(step: Tensor, spread: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class WhiteningNormalizer(RunningNormalizer):
                 f"track_running_stats={self.track_running_stats}, running={self.running!r}"
             )
         found = of_groups(self.rows)
-        return torch.diagonal_scatter((found + found.mT) / 2, self.running_var.view(self.groups, -1), 0, -2, -1)
+        diagonal = torch.eye(len(self.rows), dtype=torch.bool, device=found.device)
+        return torch.where(diagonal, self.running_var.view(self.groups, -1, 1), (found + found.mT) / 2)
 
     @torch.no_grad()
     def condition(self, x: Tensor | None = None) -> Tensor:
