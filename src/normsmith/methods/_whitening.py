@@ -8,10 +8,10 @@ from torch import Tensor
 
 from normsmith.covariance import Covariance, in_rows, of_groups
 from normsmith.errors import InputError, OptionError
-from normsmith.kernels.reference import widened
 from normsmith.methods._base import one_of
 from normsmith.methods._matrices import condition
 from normsmith.methods._options import Running
+from normsmith.methods._parts import widened
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 from normsmith.surroundings import must_stay_plain

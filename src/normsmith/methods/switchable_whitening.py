@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from normsmith.covariance import Covariance
 from normsmith.errors import OptionError
-from normsmith.kernels.reference import widened
 from normsmith.methods._matrices import check_iterations, newton_schulz
 from normsmith.methods._options import Running
-from normsmith.methods._parts import Ratios, named
+from normsmith.methods._parts import Ratios, named, widened
 from normsmith.methods._whitening import WhiteningNormalizer, finished
 from normsmith.moments import Moments
 from normsmith.plan import Sees

@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normsmith.errors import InputError, ModelError, OptionError
 from normsmith.methods._base import one_of
+from normsmith.methods._whitening import WhiteningNormalizer
 from normsmith.methods.instance import InstanceNorm
 from normsmith.moments import Moments
 from normsmith.surgery._batches import check_loader
@@ -102,6 +103,12 @@ def adapt(
     if method == "tent":
         return _tent(model, loader, batches, where, forward, _optimize(lr, optimizer), Ranks(process_group, "adapt"))
     found = keepers(model, where, "adapt")
+    whitening = [name for layer, name in found.items() if isinstance(layer, WhiteningNormalizer)]
+    if method == "alpha" and whitening:
+        raise ModelError(
+            f"adapt by alpha expects layers whose statistics are means and variances: got {whitening[0]!r}, which has covariances; leave it "
+            'out with where=, or try method="adabn"'
+        )
     before, source = Before(model, ()), statistics(found)
     try:
         done = recalibrate(
