@@ -103,12 +103,8 @@ def adapt(
     if method == "tent":
         return _tent(model, loader, batches, where, forward, _optimize(lr, optimizer), Ranks(process_group, "adapt"))
     found = keepers(model, where, "adapt")
-    whitening = [name for layer, name in found.items() if isinstance(layer, WhiteningNormalizer)]
-    if method == "alpha" and whitening:
-        raise ModelError(
-            f"adapt by alpha expects layers whose statistics are means and variances: got {whitening[0]!r}, which has covariances; leave it "
-            'out with where=, or try method="adabn"'
-        )
+    if method == "alpha":
+        _refuse_covariances(found)
     before, source = Before(model, ()), statistics(found)
     try:
         done = recalibrate(
@@ -149,6 +145,15 @@ def _check_options(method: str, **given: object) -> None:
         raise OptionError(f"adapt expects n_prior, a number of samples, of 0 or more: got {prior!r}; try 16")
     if isinstance(lr, int | float) and not lr > 0:
         raise OptionError(f"adapt expects lr above zero: got {lr!r}; try 1e-3")
+
+
+def _refuse_covariances(layers: dict[Keeper, str]) -> None:
+    for layer, name in layers.items():
+        if isinstance(layer, WhiteningNormalizer):
+            raise ModelError(
+                f"adapt by alpha expects layers whose statistics are means and variances: got {name!r}, which has covariances; "
+                'leave it out with where=, or try method="adabn"'
+            )
 
 
 def _optimize(lr: float | None, optimizer: Optimize | None) -> Optimize:
