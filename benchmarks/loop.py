@@ -10,7 +10,7 @@ from rich.console import Console
 
 from normsmith import data, models
 from normsmith.bench import record
-from normsmith.models.tasks import TASKS
+from normsmith.trials.algorithms.supervised import Supervised
 from normsmith.trials.build import build
 from normsmith.trials.plan import Trial, plan
 from normsmith.trials.recipe import read
@@ -41,12 +41,12 @@ def _round(trial: Trial) -> float:
     batches = data.Batches(digits.train, trial.batch, mean=digits.mean, std=digits.std)
     steps, held = len(batches), list(batches)
     ours, bare = build(trial, digits), models.make(trial.model, in_channels=1, image_size=8, norm="batch")
-    run = Run(ours, make_optimizer(ours, trial), None)
+    run, algorithm = Run(ours, make_optimizer(ours, trial), None), Supervised(trial, (digits,))
     optimizer = make_optimizer(bare, trial)
 
     def by_trial() -> None:
         run.step = 0
-        train_epoch(run, trial, iter(held), steps, TASKS["classification"].loss, lambda _: None)
+        train_epoch(run, trial, algorithm, iter(held), steps, lambda _: None)
 
     def by_hand() -> None:
         bare.train()

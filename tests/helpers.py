@@ -46,7 +46,9 @@ class Case:
 
     def make(self, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
         """The layer, with parameters and buffers moved away from ones and zeros."""
-        layer = ns.make(self.name, CHANNELS, dtype=dtype, **self.options, **more)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)  # some draw their parameters
+            layer = ns.make(self.name, CHANNELS, dtype=dtype, **self.options, **more)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for tensor in layer.state_dict().values():
@@ -88,6 +90,8 @@ def tensors_of(layer: Any) -> dict[str, Tensor | None]:
     return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in slots.items()}
 
 
+# Methods that take nothing but x, so that a layer can stand in for any other.
+ONE_INPUT = [name for name in ns.catalog() if not ns.make(name, CHANNELS).example_inputs(torch.zeros(1, CHANNELS, 2))]
 CASES = [Case(name) for name in ns.catalog()]
 
 

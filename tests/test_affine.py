@@ -1,6 +1,7 @@
 """The derivative written by hand against the one autograd finds."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_derivative_of_standardizing(shape, weight, bias):
     for one, other in zip(found, expected_gradients(triple, leaves, total, product), strict=True):
         assert_same(one, other)
     assert not value.is_closed(leaves), "moments of nobody knows what"
-    of_x = value._replace(moments=Pooled(mean, var, 7))
+    of_x = replace(value, moments=Pooled(mean, var, 7))
     assert of_x.is_closed(leaves)
     if weight is not None:
         assert not of_x.is_closed([mean, var])

@@ -376,7 +376,7 @@ def test_far_from_zero(case, backend, channels_last):
     """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator.
 
     Where nothing is centered, an error of the center is one of the scale, and counts relative to the output; over few elements, the
-    standard deviation is less than 1.
+    standard deviation is less than 1. What is fitted compares an element with several centers, whose errors add up.
     """
     x = torch.randn((8, CHANNELS, 16, 16), dtype=torch.float64) + 1e4
     if channels_last:
@@ -386,7 +386,7 @@ def test_far_from_zero(case, backend, channels_last):
     wide.load_state_dict(layer.state_dict())
     extra = layer.example_inputs(x)
     expected = wide(x.double(), **floating(extra, Tensor.double))
-    absolute, relative = (2e-3, 1e-6) if case.entry.affine else (6e-3, 1e-4)
+    absolute, relative = (2e-3, 1e-6) if case.entry.affine and not case.entry.fitted else (6e-3, 1e-4)
     allowed = absolute + relative * expected.abs().max()
     twin = layer.torch_twin()
     if backend in {"auto", "torch"} and twin is not None:

@@ -33,6 +33,7 @@ _ELSEWHERE = {
     "param_groups": "normsmith.surgery.param_groups",
     "recalibrate": "normsmith.surgery.recalibrate",
     "unfreeze": "normsmith.surgery.freeze",
+    "conditioned": "normsmith.surgery.conditioned",
     "convert": "normsmith.surgery.convert",
     "Conversion": "normsmith.surgery.conversion",
     "fold": "normsmith.surgery.fold",
@@ -44,8 +45,14 @@ _ELSEWHERE = {
     "Finding": "normsmith.doctor.finding",
     "Recommendation": "normsmith.doctor.recommend.recommendation",
     "examine": "normsmith.doctor.examine",
+    "GRU": "normsmith.recurrent.gru",
+    "GRUCell": "normsmith.recurrent.gru",
+    "LSTM": "normsmith.recurrent.lstm",
+    "LSTMCell": "normsmith.recurrent.lstm",
+    "GradNormDiscriminator": "normsmith.weights.discriminator",
     "gamma_decay": "normsmith.surgery.gamma_decay",
     "link": "normsmith.surgery.link",
+    "normalize_gradients": "normsmith.weights.gradients",
     "load_bridged": "normsmith.surgery.load_bridged",
     "load_model": "normsmith.locate",
     "place_ibn": "normsmith.surgery.place_ibn",
@@ -53,11 +60,14 @@ _ELSEWHERE = {
     "synchronize": "normsmith.surgery.synchronize",
     "collecting": "normsmith.methods._averages",
     "sparsestmax": "normsmith.methods._sparsestmax",
+    "Reparametrization": "normsmith.surgery.reparametrization",
+    "reparametrize": "normsmith.surgery.reparametrize",
     "step_schedules": "normsmith.methods._schedules",
+    "train_style_transfer": "normsmith.style.training",
     **{entry.class_name: f"normsmith.methods.{entry.name}" for entry in CATALOG.values()},
 }
 
-_ROOMS = ("analysis", "data", "models")  # public as a whole: ns.analysis.bn_jacobian
+_ROOMS = ("analysis", "data", "models", "weights")  # public as a whole: ns.analysis.bn_jacobian
 
 __all__ = [  # noqa: PLE0604  (the methods come from the catalog)
     "BackendError",

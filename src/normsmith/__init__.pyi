@@ -3,6 +3,7 @@
 from normsmith import analysis as analysis
 from normsmith import data as data
 from normsmith import models as models
+from normsmith import weights as weights
 from normsmith.comparison.comparison import Comparison as Comparison
 from normsmith.comparison.running import compare as compare
 from normsmith.doctor.examination import Examination as Examination
@@ -41,6 +42,7 @@ from normsmith.methods.catalog import make as make
 from normsmith.methods.centering import Centering as Centering
 from normsmith.methods.cholesky_whitening import CholeskyWhitening as CholeskyWhitening
 from normsmith.methods.conditional import ConditionalNorm as ConditionalNorm
+from normsmith.methods.context import ContextNorm as ContextNorm
 from normsmith.methods.decorrelating import Decorrelating as Decorrelating
 from normsmith.methods.dynamic_tanh import DynamicTanh as DynamicTanh
 from normsmith.methods.evo_b0 import EvoNormB0 as EvoNormB0
@@ -58,6 +60,8 @@ from normsmith.methods.kalman import KalmanNorm as KalmanNorm
 from normsmith.methods.kalman_group import KalmanGroupNorm as KalmanGroupNorm
 from normsmith.methods.layer import LayerNorm as LayerNorm
 from normsmith.methods.local_response import LocalResponseNorm as LocalResponseNorm
+from normsmith.methods.mixture import MixtureNorm as MixtureNorm
+from normsmith.methods.mode import ModeNorm as ModeNorm
 from normsmith.methods.noisy import NoisyNorm as NoisyNorm
 from normsmith.methods.pca_whitening import PCAWhitening as PCAWhitening
 from normsmith.methods.population import PopulationNorm as PopulationNorm
@@ -68,9 +72,16 @@ from normsmith.methods.scaling import Scaling as Scaling
 from normsmith.methods.sparse_switchable import SparseSwitchableNorm as SparseSwitchableNorm
 from normsmith.methods.switchable import SwitchableNorm as SwitchableNorm
 from normsmith.methods.switchable_whitening import SwitchableWhitening as SwitchableWhitening
+from normsmith.methods.uan import UAN as UAN
 from normsmith.methods.zca_whitening import ZCAWhitening as ZCAWhitening
 from normsmith.moments import Moments as Moments
+from normsmith.recurrent.gru import GRU as GRU
+from normsmith.recurrent.gru import GRUCell as GRUCell
+from normsmith.recurrent.lstm import LSTM as LSTM
+from normsmith.recurrent.lstm import LSTMCell as LSTMCell
+from normsmith.style.training import train_style_transfer as train_style_transfer
 from normsmith.surgery.adapt import adapt as adapt
+from normsmith.surgery.conditioned import conditioned as conditioned
 from normsmith.surgery.conversion import Conversion as Conversion
 from normsmith.surgery.convert import convert as convert
 from normsmith.surgery.fold import Fold as Fold
@@ -83,7 +94,11 @@ from normsmith.surgery.load_bridged import load_bridged as load_bridged
 from normsmith.surgery.param_groups import param_groups as param_groups
 from normsmith.surgery.place_ibn import place_ibn as place_ibn
 from normsmith.surgery.recalibrate import recalibrate as recalibrate
+from normsmith.surgery.reparametrization import Reparametrization as Reparametrization
+from normsmith.surgery.reparametrize import reparametrize as reparametrize
 from normsmith.surgery.synchronize import synchronize as synchronize
 from normsmith.trials.trained import load_trained as load_trained
+from normsmith.weights.discriminator import GradNormDiscriminator as GradNormDiscriminator
+from normsmith.weights.gradients import normalize_gradients as normalize_gradients
 
 __version__: str

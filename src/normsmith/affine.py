@@ -6,7 +6,7 @@ batch norm that is all there is to differentiate, and asking autograd for it cos
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from normsmith.moments import Moments, Pooled, Pull, fit
 Triple = tuple[Tensor | float, Tensor, Tensor | float]
 
 
-class Standardized(NamedTuple):
+@dataclass(eq=False)
+class Standardized:
     """Data of these moments brought to mean 0 and variance 1, then times `weight` plus `bias`, where there are any.
 
     Not `centered`, they are only divided by the root of their mean square.
@@ -27,10 +28,14 @@ class Standardized(NamedTuple):
     bias: Tensor | None
     eps: float
     centered: bool = True
+    _found: Tensor | None = field(default=None, init=False)
 
     def _inverse(self) -> Tensor:
-        power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
-        return (power + self.eps).rsqrt()
+        """What data are divided by, as a factor; kept for `pull`."""
+        if self._found is None:
+            power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
+            self._found = (power + self.eps).rsqrt()
+        return self._found
 
     def triple(self) -> Triple:
         """Center, scale and bias."""
@@ -44,10 +49,10 @@ class Standardized(NamedTuple):
 
     def pull(self, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
         """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
-        inverse, mean, var = self._inverse(), self.moments.mean, self.moments.var
-        d_scale = product * inverse
-        d_var = fit((scale * inverse).mul_(d_scale), var).mul_(-0.5)
-        self.moments.pull(fit(scale * total, mean).neg_() if self.centered else 2 * mean * d_var, d_var, to)
+        mean, var = self.moments.mean, self.moments.var
+        d_scale, d_mean, d_var = to.unscale(total, product, scale, self._inverse())
+        d_var = fit(d_var, var)
+        self.moments.pull(fit(d_mean, mean) if self.centered else 2 * mean * d_var, d_var, to)
         if self.weight is not None:
             to.tensors.append((self.weight, fit(d_scale, self.weight)))
         if self.bias is not None:

@@ -5,7 +5,7 @@ import sys
 from cyclopts import App
 
 import normsmith
-from normsmith.commands import bench, compare, methods, models
+from normsmith.commands import bench, compare, methods, models, stylize
 from normsmith.errors import NormsmithError
 
 HELP = f"""{(normsmith.__doc__ or "").partition(chr(10))[0]}
@@ -15,7 +15,16 @@ Exit status: 0 done, 1 a finding of --fail-on, 2 input or a command line that ca
 
 app = App(name="normsmith", help=HELP, version=normsmith.__version__)
 app.command(methods.list_methods, name="list")
-for command in (methods.show, models.examine, models.convert, compare.compare, compare.report, compare.demo, bench.bench):
+for command in (
+    methods.show,
+    models.examine,
+    models.convert,
+    compare.compare,
+    compare.report,
+    compare.demo,
+    stylize.stylize,
+    bench.bench,
+):
     app.command(command)
 app.register_install_completion_command()
 

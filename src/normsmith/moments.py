@@ -29,12 +29,36 @@ Dims = int | tuple[int, ...]
 Count = int | Tensor
 
 
+# The gradients of the weights of the means, of the weights of the variances, and of the mean and variance of every source of a blend.
+Weighed = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
+
+
+def weigh(d_mean: Tensor, d_var: Tensor, sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> Weighed:
+    """The derivative of `Moments.blend`."""
+    own = [(m, fit(d_mean, m.mean), fit(d_var, m.var)) for m in sources]
+    d_mean_weights = torch.stack([torch.dot(one.reshape(-1), m.mean.reshape(-1)) for m, one, _ in own])
+    d_var_weights = torch.stack([torch.dot(one.reshape(-1), m.var.reshape(-1)) for m, _, one in own])
+    shares = zip(own, mean_weights.unbind(), var_weights.unbind(), strict=True)
+    return d_mean_weights, d_var_weights, [(one * p, other * q) for (_, one, other), p, q in shares]
+
+
+def unscale(total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of standardizing, from the sums of dy and of dy * (x - mean): of the weight, the mean and the variance.
+
+    `inverse` is one over the deviation, and `scale` that times the weight.
+    """
+    d_weight = product * inverse
+    return d_weight, (scale * total).neg_(), (scale * inverse).mul_(d_weight).mul_(-0.5)
+
+
 @dataclass
 class Pull:
-    """Where gradients arrive: at moments of x, each with those of its mean and variance, and at other tensors."""
+    """Where gradients arrive: at moments of x, each with those of its mean and variance, and at other tensors; and who computes them."""
 
     pooled: "list[tuple[Pooled, Tensor, Tensor]]" = field(default_factory=list)
     tensors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    weigh: Callable[..., Weighed] = weigh
+    unscale: Callable[..., tuple[Tensor, Tensor, Tensor]] = unscale
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +217,9 @@ class Moments:
 
     def unbiased(self) -> Tensor:
         """The variance with the divisor count - 1, as running statistics keep it."""
-        less = self.count - 1
-        return self.var * (self.count / (less.clamp_min(1) if isinstance(less, Tensor) else max(less, 1)))
+        if isinstance(self.count, Tensor):
+            return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
+        return self.var * (self.count / max(self.count - 1, 1))
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""
@@ -243,14 +268,10 @@ class Blend(Moments):
 
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
-        means, variances = [m.mean for m in self.blended], [m.var for m in self.blended]
-        d_means, d_vars = [fit(d_mean, mean) for mean in means], [fit(d_var, var) for var in variances]
-        for weights, grads, values in ((self.mean_weights, d_means, means), (self.var_weights, d_vars, variances)):
-            dots = [torch.dot(grad.reshape(-1), value.reshape(-1)) for grad, value in zip(grads, values, strict=True)]
-            to.tensors.append((weights, torch.stack(dots)))
-        shares = zip(self.mean_weights.unbind(), self.var_weights.unbind(), strict=True)
-        for m, own_mean, own_var, (mean_weight, var_weight) in zip(self.blended, d_means, d_vars, shares, strict=True):
-            m.pull(own_mean * mean_weight, own_var * var_weight, to)
+        d_mean_weights, d_var_weights, own = to.weigh(d_mean, d_var, self.blended, self.mean_weights, self.var_weights)
+        to.tensors += [(self.mean_weights, d_mean_weights), (self.var_weights, d_var_weights)]
+        for m, (own_mean, own_var) in zip(self.blended, own, strict=True):
+            m.pull(own_mean, own_var, to)
 
     def sources(self) -> "list[Moments | Tensor]":
         """Where `pull` will arrive."""
@@ -285,5 +306,5 @@ def _runs(rows: Tensor, size: int) -> tuple[Tensor, int]:
 def fit(grad: Tensor, tensor: Tensor) -> Tensor:
     """The gradient of a tensor that was broadcast, in its own shape and type."""
     if grad.shape != tensor.shape:
-        grad = grad.view(tensor.shape) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
+        grad = grad.view_as(tensor) if grad.numel() == tensor.numel() else grad.sum_to_size(tensor.shape)
     return grad if grad.dtype == tensor.dtype else grad.to(tensor.dtype)

@@ -22,7 +22,7 @@ Where somebody must see plain operations (`surroundings.py`), or differentiates 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,16 +66,42 @@ def normalize(
     """
     step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), floor is not None)
     given = tuple(t for t in (*tensors, floor) if t is not None)
-    x = step.plan.masked(x)
-    if must_stay_plain((x, *given)):
-        result = step.plain(x, given)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
-        y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
-        result = Normalized(y, step.cells, step.batch)
-    else:
-        y = step.forward(backend_for(x), x, given)
-        result = Normalized(y, step.cells, step.batch)
+    result = run(step, step.plan.masked(x), given)
     return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
+
+
+class Step(Protocol):
+    """A forward of one tensor that has a backward of its own; `plain` is the same as ordinary differentiable operations."""
+
+    cells: Moments | None
+    batch: Moments | None
+
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
+        """The whole forward."""
+
+    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The output, and in `cells` and `batch` what it was made from."""
+
+    def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+        """The gradients of x and of the tensors."""
+
+
+def run(step: Step, x: Tensor, given: Sequence[Tensor]) -> Normalized:
+    """The step as one node of the graph, or plainly where somebody must see its operations."""
+    if must_stay_plain((x, *given)):
+        return step.plain(x, given)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given))
+    y = _Node.apply(step, x, *given) if recorded else step.forward(x, given)  # type: ignore[no-untyped-call]
+    return Normalized(y, step.cells, step.batch)
+
+
+def refuse_captured(found: Sequence[Tensor], mix: Callable[..., object]) -> None:
+    """Raise if what was computed from detached arguments requires a gradient: it came in by another door."""
+    if any(value.requires_grad for value in found):
+        raise CaptureError(
+            "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
+            f"argument does; pass the captured parameter of {mix} through normalize(x, mix, *tensors)"
+        )
 
 
 class _Pass:
@@ -101,27 +127,23 @@ class _Pass:
             view = cut(x)
             cells, batch = self.plan.moments(reference, view)
             affine, level = self.mapped(view, self.mixed(cells, batch, tensors), tensors)
-            y = reference.cell_affine(self.plan.filled(view), *affine, level).view(x.shape)
+            y = reference.cell_affine(self.plan.filled(view), *affine, level).view_as(x)
         return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
-    def forward(self, backend: Backend, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The forward by the four operations; what autograd would record of it is recorded by the node instead."""
-        self.backend = backend
-        with without_autocast(x), torch.no_grad():
+        self.backend = backend = backend_for(x)
+        with without_autocast(x):
             view = cut(x)
             self.cells, self.batch = self.plan.moments(backend, view)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
                 self.affine, self.level = self.mapped(view, found, self.given)
-            if any(value.requires_grad for value in self.affine):
-                raise CaptureError(
-                    "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
-                    f"argument does; pass the captured parameter of {self.mix} through normalize(x, mix, *tensors)"
-                )
+            refuse_captured(self.affine, self.mix)
             if isinstance(found, Standardized) and found.is_closed(self.given):
                 self.closed = found
-            return backend.cell_affine(view, *self.affine, self.level).view(x.shape)
+            return backend.cell_affine(view, *self.affine, self.level).view_as(x)
 
     def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Tensor | None]:
         """The affine map of every cell, and the floor."""
@@ -141,7 +163,7 @@ class _Pass:
         scale = self.affine[1]
         shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
         total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
-        pull = Pull()
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
             grads = through(pull.tensors, self.given)
@@ -156,9 +178,9 @@ class _Pass:
             nothing = torch.zeros_like(scale)
             lines = [(nothing, nothing, nothing)] if floor is not None else []
         if not lines:
-            return [self.backend.cell_affine(grad, nothing, scale, nothing).view(x.shape), *grads]
+            return [self.backend.cell_affine(grad, nothing, scale, nothing).view_as(x), *grads]
         within = self.plan.within or self.plan.everywhere(view)
-        return [self.backend.cell_grad_input(grad, view, scale, *add_lines(lines), within, floor).view(x.shape), *grads]
+        return [self.backend.cell_grad_input(grad, view, scale, *add_lines(lines), within, floor).view_as(x), *grads]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull
@@ -170,7 +192,7 @@ class _Pass:
         statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
-        pull = Pull()
+        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
         (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
         grads = through(pull.tensors, [*statistics, *given])
         for i, m in enumerate(sources):
@@ -183,8 +205,11 @@ class _Pass:
 
 def _spread(view: Tensor, triple: Triple) -> Affine:
     """Center, scale and bias as tensors of one shape, (N, C), or (1, C) if all samples share them."""
-    sizes = [value.shape for value in triple if isinstance(value, Tensor)]
-    shape = statistics_of(view, shared=all(len(size) < 2 or size[0] == 1 for size in sizes))
+    shared = True
+    for value in triple:
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] != 1:
+            shared = False
+    shape = statistics_of(view, shared)
     return _spread_to(view, triple[0], shape), _spread_to(view, triple[1], shape), _spread_to(view, triple[2], shape)
 
 
@@ -196,9 +221,10 @@ def _spread_to(view: Tensor, value: Tensor | float, shape: tuple[int, int]) -> T
     dtype = reference.statistics_type(view)
     if not isinstance(value, Tensor):
         return torch.full(shape, value, dtype=dtype, device=view.device)
+    if value.dtype != dtype:
+        value = value.to(dtype)
     # The rank first: comparing (C,) with (N, C) would have an exported graph depend on whether N is C.
-    fits = value.dim() == 2 and value.shape == shape
-    return value if fits and value.dtype == dtype else value.to(dtype).expand(shape)
+    return value if value.dim() == 2 and value.shape == shape else value.expand(shape)
 
 
 def refuse_batched(grads: Sequence[Tensor]) -> None:
@@ -212,11 +238,11 @@ def refuse_batched(grads: Sequence[Tensor]) -> None:
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: _Pass, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, step: Step, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.step = step
         ctx.save_for_backward(x, *tensors)
         # Without `data` it is a view of its cut form, and torch refuses to let nn.ReLU(inplace=True) write to a view that a Function made.
-        return step.forward(backend_for(x), x, tensors).data
+        return step.forward(x, tensors).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+_AS_IT_IS = contextlib.nullcontext()
 
 
 def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
@@ -27,7 +28,7 @@ def must_stay_plain(tensors: tuple[Tensor, ...]) -> bool:
         return True
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
-    return any(type(t) not in _PLAIN_TYPES for t in tensors)  # FakeTensor, DTensor, quantized and user subclasses
+    return not _PLAIN_TYPES.issuperset(map(type, tensors))  # FakeTensor, DTensor, quantized and user subclasses
 
 
 def is_batched(grad: Tensor) -> bool:
@@ -45,4 +46,4 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+    return _AS_IT_IS

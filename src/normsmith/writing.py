@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, however a process ends."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,3 +15,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(part, path)  # noqa: PTH105  (atomic on every system)
     finally:
         part.unlink(missing_ok=True)
+
+
+def user_cache() -> Path:
+    """Where a user's caches are: XDG_CACHE_HOME, ~/.cache, or for a user without a home the folder for temporary files."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base)
+    home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises for a user without one)
+    return Path(home, ".cache") if home != "~" else Path(tempfile.gettempdir(), f"normsmith-{os.getuid()}")

@@ -1,5 +1,7 @@
 """Augmentations of a whole batch, against the same done sample by sample with the same numbers."""
 
+import math
+
 import pytest
 import torch
 
@@ -122,3 +124,65 @@ def test_what_targets_cannot_follow_is_refused():
         applied("crop", x, torch.zeros(len(x), 5))
     with pytest.raises(OptionError, match="clips, whose class may be a direction"):
         applied("flip", x[:, :, None])
+
+
+def turned(x, angle, larger, slant, right, down):
+    """One sample, each pixel read between the four around the place it comes from; what is outside counts as black."""
+    _, height, width = x.shape
+    out = torch.zeros_like(x)
+    for i in range(height):
+        for j in range(width):
+            row = (i - (height - 1) / 2 - down * height / 2) / (1 + larger)
+            column = (j - (width - 1) / 2 - right * width / 2) / (1 + larger)
+            column -= slant * row
+            across = math.cos(angle) * column + math.sin(angle) * row + (width - 1) / 2
+            along = math.cos(angle) * row - math.sin(angle) * column + (height - 1) / 2
+            for r in (math.floor(along), math.floor(along) + 1):
+                for c in (math.floor(across), math.floor(across) + 1):
+                    if 0 <= r < height and 0 <= c < width:
+                        out[:, i, j] += x[:, r, c] * (1 - abs(along - r)) * (1 - abs(across - c))
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_affine(dtype):
+    x = images(6, dtype=dtype)
+    out, _ = applied("affine:degrees=40,scale=0.3,shear=0.2,shift=0.25", x)
+    shares = 2 * torch.rand(6, 5, generator=torch.Generator().manual_seed(5)) - 1
+    drawn = shares * torch.tensor([math.radians(40), 0.3, 0.2, 0.5, 0.5])
+    for sample, numbers, got in zip(x.float() / 255 if dtype == torch.uint8 else x, drawn.tolist(), out, strict=True):
+        torch.testing.assert_close(got, turned(sample, *numbers), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(out[0], out[1])
+
+
+def test_affine_of_a_quarter_and_of_whole_pixels():
+    square = images(1, height=7, width=7, dtype=torch.float32)
+    split = Split(square, torch.zeros(1).long())
+    step = Augmentation("affine:degrees=90,shift=0.5", split, torch.zeros(1, 3, 1, 1))
+    quarter, _ = step(square, torch.zeros(1), [torch.tensor([[math.pi / 2, 0, 0, 0, 0]])])
+    torch.testing.assert_close(quarter, square.rot90(1, (3, 2)), rtol=1e-4, atol=1e-5)
+    shifted, _ = step(square, torch.zeros(1), [torch.tensor([[0, 0, 0, 2 * 2 / 7, 2 * 1 / 7]])])
+    torch.testing.assert_close(shifted[0], moved(square[0], 1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_no_bit_of_an_affine_sample_depends_on_the_others():
+    x = images(40, dtype=torch.float32)
+    augment = Augmentation("affine:degrees=40,shear=0.2", Split(x, torch.zeros(40).long()), torch.zeros(1, 3, 1, 1))
+    drawn = augment.draw(40, torch.Generator().manual_seed(5), x.device)
+    whole, _ = augment(x, x, drawn)
+    for part in (slice(0, 1), slice(7, 20), slice(39, 40)):
+        assert torch.equal(augment(x[part], x[part], [numbers[part] for numbers in drawn])[0], whole[part])
+
+
+@pytest.mark.parametrize(
+    ("spec", "targets", "says"),
+    [
+        ("affine", torch.zeros(40), "degrees, scale, shear or shift over 0"),
+        ("affine:scale=2.0", torch.zeros(40), "scale from 0 to 0.9: got 2.0"),
+        ("affine:degrees=-5", torch.zeros(40), "degrees from 0 to 180: got -5"),
+        ("affine:degrees=5", torch.zeros(40, 5), "images whose target is a class"),
+    ],
+)
+def test_an_affine_map_that_is_refused(spec, targets, says):
+    with pytest.raises(OptionError, match=says):
+        applied(spec, images(), targets)

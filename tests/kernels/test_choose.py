@@ -53,9 +53,9 @@ def test_an_inner_auto_undoes_an_outer_choice():
         assert choice(torch.ones(BIG)) == (cpu, False)
 
 
-@pytest.mark.parametrize("name", ["", "cuda", "CPU", "numba"])
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "numba"])
 def test_an_unknown_name_is_an_error_that_names_the_known(name):
-    with pytest.raises(ns.OptionError, match="auto, torch, cpu, reference") as raised, ns.backend(name):
+    with pytest.raises(ns.OptionError, match="auto, torch, cpu, cuda, reference") as raised, ns.backend(name):
         pass
     assert repr(name) in str(raised.value)
 
@@ -68,7 +68,7 @@ def test_the_environment_chooses_where_no_block_does():
 def test_the_environment_is_checked():
     done = run_python(CHOICES, NORMSMITH_BACKEND="cdu")
     assert done.returncode != 0
-    assert "OptionError: NORMSMITH_BACKEND expects one of auto, torch, cpu, reference: got 'cdu'" in done.stderr
+    assert "OptionError: NORMSMITH_BACKEND expects one of auto, torch, cpu, cuda, reference: got 'cdu'" in done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import normsmith as ns
-from normsmith.methods.catalog import written
+from normsmith.methods._specs import written
 
 
 def test_options_may_be_part_of_the_name():

@@ -7,14 +7,13 @@ import re
 
 import pytest
 import torch
+from helpers import ONE_INPUT
 from surgery.foreign import BatchNormAct2d, FrozenBatchNorm2d, GemmaRMSNorm, GroupNormAct, LlamaRMSNorm
 from surgery.helpers_surgery import ConvNet, assert_untouched, everything, shaken
 from torch import nn
 from torch.nn.utils import parametrize
 
 import normsmith as ns
-
-ONE_INPUT = [name for name in ns.catalog() if name not in ("adain", "conditional")]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import ONE_INPUT
 from surgery.helpers_surgery import assert_untouched, everything
 from torch import nn
 
@@ -85,7 +86,6 @@ OWN = {  # conversions that change nothing
     nn.InstanceNorm3d: "instance",
     nn.LayerNorm: "layer",
 }
-METHODS = [name for name in ns.catalog() if name not in ("adain", "conditional")]
 
 
 def _first(output):
@@ -140,7 +140,7 @@ def _positions(model):
 def _pairs():
     """Every model with every method; each method with one model, and each model with some, in the quick run."""
     for i, name in enumerate(MODELS):
-        for j, method in enumerate(METHODS):
+        for j, method in enumerate(ONE_INPUT):
             yield pytest.param(name, method, marks=[] if (i + j) % len(MODELS) == 0 else pytest.mark.slow)
 
 

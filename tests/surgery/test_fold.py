@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers import CASES, CHANNELS, Case, assert_same
+from helpers import CASES, CHANNELS, ONE_INPUT, Case, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -373,7 +373,7 @@ def test_layers_that_forbid(change, reason):
 # One answer for every method of the catalog: whether evaluation is a constant map per channel is asked, not listed.
 CONSTANT = {"batch", "ghost", "renorm", "frozen", "noisy", "population", "filtered", "kalman"}
 OPTIONS = [
-    *((case, case.name in CONSTANT) for case in CASES if case.name not in {"adain", "conditional", "batch_instance"}),
+    *((case, case.name in CONSTANT) for case in CASES if case.name in ONE_INPUT and case.name != "batch_instance"),
     (Case("instance", {"track_running_stats": True, "affine": True}), True),
     (Case("ibn", {"ratio": 0.0}), True),
     (Case("batch_instance", {"initial": 0.0}), False),
@@ -401,7 +401,10 @@ def test_every_method_of_the_catalog(case, constant, training):
 
 
 def test_a_condition_a_style_or_a_mask_is_more_than_the_input():
-    for name, more in (("conditional", torch.tensor([0, 1])), ("adain", torch.randn(2, C, 5, 5).double())):
+    for name, more in (
+        *((name, torch.tensor([0, 1])) for name in ("conditional", "context")),
+        ("adain", torch.randn(2, C, 5, 5).double()),
+    ):
         model = Wired(lambda m, x, more=more: m.norm(m.conv(x), more), conv=conv(), norm=ns.make(name, C)).double()
         assert ns.fold(model, image()).left == {"norm": "it takes more than its input"}
     masked = Wired(lambda m, x, mask: m.norm(m.conv(x), mask=mask), conv=conv(), norm=ns.BatchNorm(C)).double()

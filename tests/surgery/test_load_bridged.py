@@ -7,6 +7,7 @@ import zipfile
 import pytest
 import torch
 from helpers import assert_same
+from surgery.lookalikes import ResNet
 from torch import nn
 
 import normsmith as ns
@@ -40,7 +41,7 @@ TRAINED = shaken(net(nn.BatchNorm2d))
 X = torch.randn(4, 3, 9, 9)
 
 
-@pytest.mark.parametrize("method", [name for name, entry in ns.catalog().items() if name != "conditional"])
+@pytest.mark.parametrize("method", [name for name, entry in ns.catalog().items() if name not in {"conditional", "context"}])
 def test_batch_norm_into_every_method(method):
     model = net(lambda c: ns.make(method, c))
     fresh = copy.deepcopy(model.bn1.state_dict())
@@ -59,11 +60,14 @@ def test_batch_norm_into_every_method(method):
     assert bridge.others == {key: key for key in ("conv.weight", "conv.bias", "fc.weight", "fc.bias")}
 
 
-def test_every_condition_gets_the_statistics():
-    model = net(lambda c: ns.ConditionalNorm(c, num_conditions=3, statistics="condition"))
+@pytest.mark.parametrize("method", ["conditional:num_conditions=3,statistics=condition", "context:num_contexts=3"])
+def test_every_condition_gets_the_statistics(method):
+    model = net(lambda c: ns.make(method, c))
     ns.load_bridged(model, TRAINED.state_dict())
     for key, value in TRAINED.bn1.state_dict().items():
-        assert torch.equal(getattr(model.bn1, key), value.expand(3, *value.shape))
+        own = getattr(model.bn1, key)
+        assert torch.equal(own, value.expand(own.shape))
+        assert own.dim() == value.dim() + (method.startswith("conditional") or "running" in key or "num" in key)
 
 
 def test_the_outputs_are_those_of_the_checkpoint_where_the_method_has_batch_statistics():
@@ -305,3 +309,54 @@ def test_a_shared_layer_is_loaded_under_all_its_names():
     model = twice(ns.GroupNorm(6))
     ns.load_bridged(model, trained.state_dict())
     assert torch.equal(model[2].weight, trained[0].weight)
+
+
+class AuthorsIBN(nn.Module):
+    """The layer of IBN-Net's repository."""
+
+    def __init__(self, planes):
+        super().__init__()
+        self.half = planes // 2
+        self.IN = nn.InstanceNorm2d(self.half, affine=True)
+        self.BN = nn.BatchNorm2d(planes - self.half)
+
+    def forward(self, x):
+        return torch.cat((self.IN(x[:, : self.half].contiguous()), self.BN(x[:, self.half :].contiguous())), 1)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_authors_ibn_a(wrapped):
+    theirs = ResNet()
+    for i in (1, 2, 3):
+        for block in getattr(theirs, f"layer{i}"):
+            block.bn1 = AuthorsIBN(block.bn1.num_features)
+    shaken(theirs)
+    ours = ResNet()
+    placed = ns.place_ibn(ours, "a")
+    state = {f"module.{key}" if wrapped else key: value for key, value in theirs.state_dict().items()}
+    bridge = ns.load_bridged(ours, {"state_dict": state} if wrapped else state)
+    found = {layer.name: layer for layer in bridge.layers}
+    assert all(not found[name].initial and not found[name].dropped and found[name].source == name for name in placed)
+    x = torch.randn(2, 3, 16, 16)
+    assert_same(ours.eval()(x), theirs.eval()(x), tolerance=1e-5)
+    with pytest.raises(ns.InputError, match=r"tensors of the model's shapes: got layer1.0.bn1.running_mean \(2,\)"):
+        ns.load_bridged(ResNet(), state)
+
+
+def test_the_authors_ibn_b():
+    theirs = ResNet()
+    theirs.bn1 = nn.InstanceNorm2d(4, affine=True)
+    ours = ResNet()
+    for layer in ("layer1", "layer2"):
+        block = getattr(theirs, layer)[-1]
+        block.IN = nn.InstanceNorm2d(block.conv2.out_channels, affine=True)
+    shaken(theirs)
+    placed = ns.place_ibn(ours, "b")
+    assert placed == ["bn1", "layer1.1.after_addition", "layer2.1.after_addition"]
+    bridge = ns.load_bridged(ours, theirs.state_dict())
+    assert {layer.source for layer in bridge.layers} >= {"layer1.1.IN", "layer2.1.IN"}
+    for name, key in (("layer1", "weight"), ("layer2", "bias")):
+        assert torch.equal(getattr(getattr(ours, name)[-1].after_addition, key), getattr(getattr(theirs, name)[-1].IN, key))
+    left = theirs.state_dict()
+    left.pop("layer1.1.IN.bias")
+    assert next(x for x in ns.load_bridged(ours, left).layers if x.name == placed[1]).initial == ("bias",)

@@ -214,9 +214,28 @@ def test_b_in_models_of_others():
     assert all("after_addition" in key for key in left.missing_keys)
     assert all("embedder.normalization" in key for key in left.unexpected_keys)
     assert model(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
+    model = monai_nets()["densenet"]
+    assert ns.place_ibn(model, "b") == ["features.norm0", "features.transition1.norm", "features.transition2.norm"]
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 2)
     model = monai_nets()["resnet3d"]
     assert ns.place_ibn(model, "b") == ["bn1", "layer1.0.after_addition", "layer2.0.after_addition"]
     assert model(torch.randn(2, 1, 16, 16, 16)).shape == (2, 2)
+
+
+def test_b_in_a_densenet_is_in_its_transitions():
+    model = trained(DenseNet())
+    expected = copy.deepcopy(model)
+    for name in ("norm0", "transition1.0", "transition2.0"):
+        parent, key = expected.features.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        old = getattr(parent, key)
+        setattr(parent, key, nn.InstanceNorm2d(old.num_features, affine=True, dtype=torch.float64))
+        getattr(parent, key).load_state_dict({"weight": old.weight, "bias": old.bias})
+    parameters = list(model.parameters())
+    assert ns.place_ibn(model, "b") == ["features.norm0", "features.transition1.0", "features.transition2.0"]
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for training in (True, False):
+        assert_same(model.train(training)(x), expected.train(training)(x))
 
 
 def test_the_order_of_parameters_stays():
@@ -241,10 +260,18 @@ def layered():
     return model
 
 
+def unjoined():
+    """A dense network without norms in its transitions."""
+    model = DenseNet()
+    for i in (1, 2, 3):
+        model.features.get_submodule(f"transition{i}")[0] = nn.Identity()
+    return model
+
+
 REFUSED = {
     "no blocks": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "a", "at least two stages: got none"),
     "one stage": (flat, "a", "at least two stages: got 2 blocks in a single one"),
-    "dense b": (DenseNet, "b", "variant 'b': got 'features.denseblock1"),
+    "dense b": (unjoined, "b", "a norm between dense stages: got none behind"),
     "other norm": (layered, "a", "got 'layer2.1.bn1', but it is GroupNorm"),
     "mode": (lambda: ResNet(Moody), "b", "same in both modes"),
     "wrapped": (lambda: nn.DataParallel(ResNet()), "a", "bare model"),

@@ -15,7 +15,7 @@ SMALL: dict[str, Any] = {
     "epochs": 3,
     "seeds": 1,
 }
-OF_TIME = {"seconds", "seconds per step"}
+OF_RUNS = {"seconds", "seconds per step", "peak memory"}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -27,8 +27,8 @@ def trials(**changes: Any) -> list[Trial]:
 
 
 def records(folder: Folder, trial: Trial) -> list[tuple[Any, ...]]:
-    """What a trial recorded, times left out: they differ from run to run."""
+    """What a trial recorded, but for times and the memory of the process, which differ from run to run."""
     import polars as pl
 
     table = pl.read_parquet(folder.trials / f"{trial.identity}.parquet")
-    return [row for row in table.rows() if row[3] not in OF_TIME]
+    return [row for row in table.rows() if row[3] not in OF_RUNS]

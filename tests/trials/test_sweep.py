@@ -68,6 +68,22 @@ def test_what_is_done_is_not_done_again_and_a_larger_recipe_adds(tmp_path):
     assert third.stages == [(4, 2)]
 
 
+def test_without_resume_the_trials_of_the_recipe_are_run_anew_and_others_are_left(tmp_path):
+    wanted, other = recipe(normalizers=["batch", "layer"]), recipe(normalizers=["rms"])
+    for each in (wanted, other):
+        compare(each, tmp_path, engine="inline", quiet=True)
+    ended = dict(load(tmp_path).trials.select("identity", "ended").iter_rows())
+    listener = Counting()
+    with pytest.raises(InputError):
+        sweep(recipe(batch_sizes=[200]), Folder(tmp_path), InlineEngine(), None, listener, resume=False)
+    assert dict(load(tmp_path).trials.select("identity", "ended").iter_rows()) == ended, "refused, so nothing is forgotten"
+    trials = sweep(wanted, Folder(tmp_path), InlineEngine(), None, listener, resume=False)
+    assert listener.stages == [(len(trials), 0)]
+    again = dict(load(tmp_path).trials.select("identity", "ended").iter_rows())
+    assert again.keys() == ended.keys()
+    assert {key for key in again if again[key] != ended[key]} == {trial.identity for trial in trials}
+
+
 def test_a_search_of_learning_rates(tmp_path):
     counting = Counting()
     wanted = recipe(optimizers=[{"learning_rate": [1e-6, 0.05]}], seeds=2, normalizers=["batch"])

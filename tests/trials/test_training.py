@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from normsmith import data, models
 from normsmith.trials.average import Average
 from normsmith.trials.build import build
 from normsmith.trials.files import Folder
-from normsmith.trials.memory import kept_for_backward
+from normsmith.trials.memory import kept_for_backward, watch_peak
 from normsmith.trials.plan import Trial
 from normsmith.trials.training import rate_at
 from normsmith.trials.trial import run_trial
@@ -74,6 +76,10 @@ def test_it_is_the_loop_that_one_would_write(tmp_path, change, part, number):
     assert manifest["accuracy"] == values(folder, trial, "accuracy")[-1]
     assert manifest["steps"] == 18
     assert manifest["timing"]["seconds"] > 0
+    table = pl.read_parquet(folder.trials / f"{trial.identity}.parquet")
+    assert table.filter(pl.col("name") == "peak memory")["epoch"].to_list() == (
+        [0, 1, 2] if Path("/proc/self/clear_refs").exists() else []
+    )
 
 
 def test_rates():
@@ -202,6 +208,19 @@ def test_a_mapping_of_parts():
     model = build(trial, data.load(DATA))
     found = [type(m).__name__ for m in model.modules() if "Norm" in type(m).__name__]
     assert found == ["FrozenNorm", "FrozenNorm", "FrozenNorm", "LayerNorm"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system has no /proc")
+def test_the_peak_of_a_while_forgets_what_was_before(monkeypatch):
+    before = torch.ones(100_000_000)
+    del before
+    told = watch_peak(torch.device("cpu"))
+    low = told()["peak memory"]
+    during = torch.ones(40_000_000)
+    del during
+    assert 150e6 < told()["peak memory"] - low < 250e6
+    monkeypatch.setattr("normsmith.trials.memory._PEAK", Path("/nowhere/clear_refs"))
+    assert watch_peak(torch.device("cpu"))() == {}
 
 
 def test_memory_of_a_forward():

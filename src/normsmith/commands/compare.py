@@ -26,6 +26,7 @@ def compare(
     root: Path | None = None,
     logger: list[str] | None = None,
     save: list[Path] | None = None,
+    resume: bool = True,
     init: Flag = False,
     schema: Flag = False,
     quiet: Flag = False,
@@ -53,6 +54,8 @@ def compare(
         Also log to tensorboard, wandb, trackio, mlflow, or package.module:factory; as often as needed.
     save
         Files to write the report to: .html, .json, .md or .csv (default: report.html and the others in the folder).
+    resume
+        Leave what is finished as it is and go on with what was interrupted; --no-resume forgets both, and runs the recipe anew.
     init
         Print a recipe with comments, and stop.
     schema
@@ -75,7 +78,17 @@ def compare(
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.read(_embedded())
     out = out or Path("normsmith-results") / chosen.name
-    result = run(chosen, out, engine=engine, workers=workers, address=address, root=root, loggers=logger or (), quiet=quiet)
+    result = run(
+        chosen,
+        out,
+        engine=engine,
+        workers=workers,
+        address=address,
+        root=root,
+        loggers=logger or (),
+        resume=resume,
+        quiet=quiet,
+    )
     if not leads():
         return
     print(json.dumps(result.to_dict(), indent=2) if as_json else result)

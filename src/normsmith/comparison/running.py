@@ -29,6 +29,7 @@ def compare(
     address: str | None = None,
     root: str | Path | None = None,
     loggers: Sequence[str] = (),
+    resume: bool = True,
     quiet: bool = False,
 ) -> Comparison:
     """Train every normalizer of a recipe with every data set, model, batch size and seed, and compare.
@@ -40,7 +41,8 @@ def compare(
     ```
 
     `recipe` is a TOML file, a mapping or a `Recipe`; `normsmith compare --init` prints one with comments. Results go to the folder `out`,
-    by default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch.
+    by default normsmith-results/NAME; what is finished there is not run again, and what was interrupted goes on from its last epoch, unless
+    `resume=False` has the recipe's trials forgotten and run anew.
     `engine` is "local", as many processes as there are cores (or `workers`), "ray", a cluster (of `address`, by default this machine
     alone), or "inline", this process; started by torchrun, all ranks train each trial together. `root` is where data sets lie, by default
     the environment variable NORMSMITH_DATA. `loggers` are tensorboard, wandb, trackio, mlflow, or package.module:factory. On a
@@ -58,7 +60,7 @@ def compare(
         write_whole(folder.path / "recipe.json", lambda part: part.write_text(text))
         listener = Listener() if quiet else Live()
         with listener:
-            return sweep(recipe, folder, hands, None if where is None else Path(where), listener, names)
+            return sweep(recipe, folder, hands, None if where is None else Path(where), listener, names, resume=resume)
 
     trials = hands.among_ranks(run) if isinstance(hands, RanksEngine) else run()
     return Comparison.load(folder.path, only=[t.identity for t in trials], baseline=recipe.reference)

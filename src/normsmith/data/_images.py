@@ -1,7 +1,8 @@
 """Image files as tensors of bytes, decoded by pillow; those that are not wanted are not decoded."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +79,24 @@ def stacked(images: Sequence[Tensor], listed: Listed, source: Source) -> Split:
 
 def decode(data: bytes, where: str, source: Source) -> Tensor:
     """One image as (C, H, W), grey or in colour as it is, in the size that `source` wants; transparency is dropped."""
-    reader = imported("PIL.Image", "pillow", source.name)
+    with opened(data, where, source.name) as image:
+        tensor = as_bytes(image)
+    size = source.options.get("size")
+    return tensor if size is None else resized(tensor[None], size)[0]
+
+
+@contextlib.contextmanager
+def opened(data: bytes, where: str, owner: str) -> Iterator[Any]:
+    """A pillow image, read; what is wrong with it, or turns out to be inside, is one sentence."""
+    reader = imported("PIL.Image", "pillow", owner)
     try:
         with reader.open(io.BytesIO(data)) as image:
             image.load()
-            tensor = as_bytes(image)
+            yield image
     except reader.UnidentifiedImageError:
         raise InputError(f"{where} is expected to be an image: got nothing that pillow knows; fetch it again") from None
     except (OSError, ValueError, SyntaxError, EOFError, reader.DecompressionBombError) as error:
         raise InputError(f"{where} is expected to be an image: got {error}; fetch it again, or take it out") from None
-    size = source.options.get("size")
-    return tensor if size is None else resized(tensor[None], size)[0]
 
 
 def as_bytes(image: Any) -> Tensor:

@@ -1,10 +1,11 @@
-"""Augmentations of a whole batch at once, on its device, in plain torch: "crop:padding=4, flip, cutout:size=8, colour:brightness=0.2".
+"""Augmentations of a whole batch at once, on its device, in plain torch: "crop:padding=4, flip, cutout:size=8".
 
 What is random about a sample is a few numbers. They are drawn on the CPU, for all samples of an epoch at once, and applied to any slice of
 them: the same numbers on every device, and at whatever step a run goes on.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from normsmith.data.dataset import Split
 from normsmith.errors import OptionError
-from normsmith.methods.catalog import among, options_in
+from normsmith.methods._specs import among, options_in
 
 Pair = tuple[Tensor, Tensor]
 
@@ -148,6 +149,40 @@ def colour(split: Split, mean: Tensor, brightness: float = 0.0, contrast: float 
     return Step(draw, apply)
 
 
+def affine(
+    split: Split, mean: Tensor, degrees: float = 0.0, scale: float = 0.0, shear: float = 0.0, shift: float = 0.0
+) -> Step:
+    """Turned by up to `degrees`, scaled by 1 - `scale` to 1 + `scale`, sheared, shifted by a share of its sides; black comes in."""
+    strengths: dict[str, Any] = {"degrees": degrees, "scale": scale, "shear": shear, "shift": shift}
+    for name, value in strengths.items():
+        most = 180 if name == "degrees" else 0.9
+        _expect(isinstance(value, int | float) and 0 <= value <= most, "affine", f"{name} from 0 to {most}", value)
+    _expect(any(strengths.values()), "affine", "degrees, scale, shear or shift over 0", 0)
+    if split.inputs.ndim == 5 or split.targets.ndim != 1:
+        raise OptionError(
+            "affine expects images whose target is a class: got clips, maps or boxes, which it would not move along"
+        )
+    limits = torch.tensor([math.radians(degrees), scale, shear, 2 * shift, 2 * shift])
+    height, width = split.inputs.shape[-2:]
+
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return limits * (2 * torch.rand(samples, 5, generator=generator) - 1)
+
+    def apply(x: Tensor, y: Tensor, drawn: Tensor) -> Pair:
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        angle, larger, slant, right, down = drawn.view(len(x), 5, 1, 1).unbind(1)
+        # Where each pixel comes from, in pixels around the middle; each element by itself, so that no bit depends on the other samples.
+        rows, columns = (torch.arange(side, device=x.device) - (side - 1) / 2 for side in (height, width))
+        rows, columns = (rows.view(1, -1, 1) - down * height / 2) / (1 + larger), (columns - right * width / 2) / (1 + larger)
+        columns = columns - slant * rows
+        across = angle.cos() * columns + angle.sin() * rows
+        along = angle.cos() * rows - angle.sin() * columns
+        places = torch.stack([across * (2 / width), along * (2 / height)], 3)
+        return F.grid_sample(x, places, align_corners=False), y
+
+    return Step(draw, apply)
+
+
 def luma(x: Tensor) -> Tensor:
     """The grey of red, green and blue, after ITU-R BT.601, as one channel."""
     red, green, blue = x.unbind(1)
@@ -174,4 +209,4 @@ def _expect(holds: bool, owner: str, what: str, got: object) -> None:
         raise OptionError(f"the augmentation {owner} expects {what}: got {got!r}")
 
 
-_OPERATIONS: dict[str, Callable[..., Step]] = {"crop": crop, "flip": flip, "cutout": cutout, "colour": colour}
+_OPERATIONS: dict[str, Callable[..., Step]] = {"crop": crop, "flip": flip, "cutout": cutout, "colour": colour, "affine": affine}

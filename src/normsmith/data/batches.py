@@ -25,6 +25,7 @@ class Batches:
 
     x is of `dtype`, scaled so that 255 of a uint8 is 1, then standardised by `mean` and `std`. What epoch `e` yields at step `k` depends on
     `seed`, `e` and `k` alone: `epoch(e, start=k)` goes on to the bit where another run stopped. No random numbers but its own are used.
+    With another `view`, any word, the same samples come in the same order, and the augmentation draws other numbers for them.
     The split lies on `device`, in its own type. Iterated over, it is epoch 0.
     """
 
@@ -36,6 +37,7 @@ class Batches:
         seed: int = 0,
         shuffle: bool = True,
         augment: str | None = None,
+        view: str | None = None,
         drop_last: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -57,6 +59,7 @@ class Batches:
         self._std = self._per_channel("std", std, 1.0)
         if not bool((self._std > 0).all()):
             raise OptionError(f"Batches expects deviations over zero: got std={std!r}")
+        self._purpose = ("augment",) if view is None else ("augment", view)
         self.augment = Augmentation(augment, split, self._mean) if augment else None
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class Batches:
         """What the augmentation draws for each place in the order of an epoch."""
         if self.augment is None:
             return []
-        return self.augment.draw(samples, generator(self.seed, "augment", epoch), self.inputs.device)
+        return self.augment.draw(samples, generator(self.seed, *self._purpose, epoch), self.inputs.device)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the samples in the order of an epoch; with `drop_last` the last ones are not used."""

@@ -14,7 +14,7 @@ from normsmith.data.batches import Batches
 from normsmith.data.catalog import Entry
 from normsmith.data.dataset import Dataset, assemble
 from normsmith.errors import InputError, OptionError
-from normsmith.methods.catalog import among, options_in
+from normsmith.methods._specs import among, options_in
 
 ARROW = "->"
 Root = str | os.PathLike[str] | None
@@ -38,7 +38,7 @@ def load(name: str, root: Root = None) -> Dataset:
     the shorter side of images to it and cuts the middle out of the longer; `channels=` is grey or rgb. `known()` lists the names.
     """
     if ARROW in name:
-        source, target = load_pair(*_ends(name), root)
+        source, target = load_pair(*ends(name), root)
         return assemble(name, source.task, source.train, target.test, source.classes, (*source.notes, *target.notes))
     entry, place, options = _checked(name)
     reader = importlib.import_module(f"normsmith.data.{entry.reader}")
@@ -76,11 +76,12 @@ def held_out(name: str, root: Root, size: int) -> Batches:
 
 def check_name(name: str) -> None:
     """Raise for a name, or an option, that is not known."""
-    for each in _ends(name) if ARROW in name else (name,):
+    for each in ends(name) if ARROW in name else (name,):
         _checked(each)
 
 
-def _ends(name: str) -> tuple[str, str]:
+def ends(name: str) -> tuple[str, str]:
+    """The names of the two sets of a pair."""
     source, _, target = name.partition(ARROW)
     return source.strip(), target.strip()
 

@@ -133,9 +133,14 @@ class Layer:
         return self.means.var.flatten() * calls / max(calls - 1, 1)
 
     def running(self) -> tuple[Tensor, Tensor]:
-        """Running mean and variance in float64."""
+        """Running mean and variance in float64; of several sets, one for each step, what those are together that have seen data."""
         module: Any = self.module
-        return module.running_mean.detach().double(), module.running_var.detach().double()
+        mean, var = module.running_mean.detach().double(), module.running_var.detach().double()
+        if mean.dim() == 1:
+            return mean, var
+        seen = module.num_batches_tracked > 0
+        together = (Moments(mean[seen], var[seen], 1) if bool(seen.any()) else Moments(mean, var, 1)).pool(0)
+        return together.mean.flatten(), together.var.flatten()
 
     @property
     def eps(self) -> float:

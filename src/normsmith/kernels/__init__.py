@@ -1,23 +1,28 @@
-"""Four operations on cut tensors, which know no method and no module; every backend has the same four.
+"""Four operations on cut tensors, which know no method and no module, and three on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
     cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
     cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
+    unscale(total, product, scale, inverse)          the derivative of standardizing: of the weight, the mean, the variance
+    weigh(d_mean, d_var, sources, mean_weights, var_weights)  the derivative of `Moments.blend`
+    move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
 `within` is a pair of such statistics: only elements strictly between them count, in the moments, the sums, and the bracket of the
 gradient. A `floor` is a statistic too; the operations of the gradient get it with what y is made of, to tell whose dy goes to the floor
 instead: sums take one of the two, bounds or floor. What an operation returns has the memory format of its input.
 
-Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba). `choose.py` says which one does the work.
+Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba), `cuda` (Triton). `choose.py` says which one does the
+work.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from normsmith.moments import Pooled
+from normsmith.moments import Moments, Pooled, Weighed
 
 Bounds = tuple[Tensor, Tensor]
 
@@ -40,7 +45,7 @@ class Sums(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with the four operations."""
+    """A module with these operations."""
 
     def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
 
@@ -68,3 +73,13 @@ class Backend(Protocol):
         within: Bounds | None = None,
         floor: Floor | None = None,
     ) -> Tensor: ...
+
+    def unscale(self, total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def weigh(
+        self, d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor
+    ) -> Weighed: ...
+
+    def move_average(
+        self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float
+    ) -> None: ...

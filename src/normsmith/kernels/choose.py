@@ -5,30 +5,34 @@
 
 - `torch`      torch's own operator for the methods that have one, otherwise as `auto`
 - `cpu`        the numba kernels; an error for tensors they cannot take
+- `cuda`       the Triton kernels; an error for tensors they cannot take. On CPU tensors too with TRITON_INTERPRET=1, slowly, to test them
 - `reference`  plain torch
 
-A further backend is one line in `_LOADERS`.
+A further backend is one line in `_LOADERS` and one in `_TAKERS`; one in `_MIXTURES` too, if it has the operations of mixtures.
 """
 
 import contextlib
 import importlib
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from normsmith.cells import cut, layout
-from normsmith.errors import BackendError, OptionError
+from normsmith.errors import BackendError, DependencyError, OptionError
 from normsmith.kernels import Backend
+from normsmith.kernels.mixtures import MixtureBackend
 from normsmith.surroundings import must_stay_plain
 
 VARIABLE = "NORMSMITH_BACKEND"
-_LOADERS = {"cpu": "normsmith.kernels.cpu", "reference": "normsmith.kernels.reference"}
+_LOADERS = {"cpu": "normsmith.kernels.cpu", "cuda": "normsmith.kernels.cuda", "reference": "normsmith.kernels.reference"}
+_MIXTURES = {"cpu": "normsmith.kernels.cpu.mixture"}
 NAMES = ("auto", "torch", *_LOADERS)
 
 
@@ -44,7 +48,7 @@ _forced: ContextVar[str] = ContextVar("normsmith_backend", default=_FROM_START)
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force a backend inside a `with` block: "auto", "torch", "cpu" or "reference"."""
+    """Force a backend inside a `with` block: "auto", "torch", "cpu", "cuda" or "reference"."""
     token = _forced.set(_checked(name, "backend()"))
     try:
         yield
@@ -53,8 +57,8 @@ def backend(name: str) -> Iterator[None]:
 
 
 @cache
-def _load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(_LOADERS[name]))
+def _load(room: str) -> Any:
+    return importlib.import_module(room)
 
 
 def kernels_take(x: Tensor) -> bool:
@@ -62,20 +66,74 @@ def kernels_take(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and not x.is_neg()
 
 
+TRITON = (3, 4)  # the oldest whose interpreter and compiler take the kernels
+_WIDTHS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: PLC0415  (only by those with a GPU, on first use)
+    except ImportError:
+        return False
+    return tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) >= TRITON
+
+
+@cache
+def _compiles_for(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0) and _has_triton()
+
+
+def cuda_kernels_take(x: Tensor) -> bool:
+    """Whether the cuda kernels can work on this tensor, on its GPU or through Triton's interpreter."""
+    if x.dtype not in _WIDTHS or x.numel() == 0 or x.is_neg():
+        return False
+    if x.device.type == "cuda":
+        return _compiles_for(x.device)
+    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and _has_triton()
+
+
+_TAKERS: dict[str, Callable[[Tensor], bool]] = {"cpu": kernels_take, "cuda": cuda_kernels_take}
+
+
+def _refuse(forced: str, x: Tensor) -> None:
+    """Raise for a tensor that a forced backend cannot take."""
+    expected = "float32 or float64 tensors on the CPU"
+    if forced == "cuda":
+        if not _has_triton():
+            raise DependencyError("the cuda backend expects Triton 3.4 or newer: pip install 'normsmith[cuda]'")
+        expected = "float16, bfloat16, float32 or float64 tensors on an NVIDIA GPU of compute capability 8.0 or newer"
+    raise BackendError(
+        f"the {forced} backend expects {expected}: got {x.dtype} on {x.device}"
+        f'{", with the negative bit set" if x.is_neg() else ""}; leave the choice to normsmith with backend("auto")'
+    )
+
+
 def backend_for(x: Tensor) -> Backend:
     """The four operations for this tensor."""
+    return cast(Backend, _load(_LOADERS[_chosen(x)]))
+
+
+def mixtures_for(x: Tensor) -> MixtureBackend:
+    """The operations of mixtures for this tensor."""
+    return cast(MixtureBackend, _load(_MIXTURES.get(_chosen(x), "normsmith.kernels.mixtures_reference")))
+
+
+def _chosen(x: Tensor) -> str:
     forced = _forced.get()
-    if forced == "cpu" and not kernels_take(x) and x.numel() > 0:
-        raise BackendError(
-            f"the cpu backend expects float32 or float64 tensors on the CPU: got {x.dtype} on {x.device}"
-            f'{", with the negative bit set" if x.is_neg() else ""}; leave the choice to normsmith with backend("auto")'
-        )
-    return _load("cpu" if forced != "reference" and kernels_take(x) else "reference")
+    if forced == "reference" or x.numel() == 0:
+        return "reference"
+    if forced in _TAKERS:
+        if not _TAKERS[forced](x):
+            _refuse(forced, x)
+        return forced
+    return "cpu" if kernels_take(x) else "cuda" if x.is_cuda and cuda_kernels_take(x) else "reference"
 
 
 # From how many elements on our kernels win over torch's own operator, forward and backward, in rows and in columns; below it torch does
 # the work. Measured on 2 cores, as everything in docs/benchmark.md. torch's evaluation of batch norm runs at the speed of a copy, and
-# its group norm in rows takes moments and applies them while a group is still in the cache: there is nothing to win.
+# its group norm in rows takes moments and applies them while a group is still in the cache: there is nothing to win. On a GPU nothing
+# has been measured: there torch's operator does the work wherever there is one, and our kernels do what torch has not.
 NEVER = math.inf
 OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "batch": (350_000, NEVER),
@@ -102,4 +160,14 @@ def prefer_torch(operator: str, x: Tensor) -> bool:
         return True
     if not kernels_take(x) or must_stay_plain((x,)):
         return True
-    return elements < (in_columns if layout(cut(x)) == "columns" else in_rows)
+    return elements < (in_columns if _in_columns(x) else in_rows)
+
+
+def _in_columns(x: Tensor) -> bool:
+    """Whether the layout of the cut tensor is columns; told from the memory format where it can be, as a view costs more."""
+    if x.dim() > 2 and x.shape[1] > 1 and x.numel() > x.shape[0] * x.shape[1]:
+        if x.is_contiguous():
+            return False
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return True
+    return layout(cut(x)) == "columns"

@@ -4,7 +4,19 @@ import torch
 from torch import Tensor
 
 from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.moments import Moments, Pooled
+from normsmith.moments import Moments, Pooled, unscale, weigh
+
+__all__ = [
+    "cell_affine",
+    "cell_grad_input",
+    "cell_grad_sums",
+    "cell_moments",
+    "move_average",
+    "statistics_type",
+    "unscale",
+    "weigh",
+    "widened",
+]
 
 
 def statistics_type(x: Tensor) -> torch.dtype:
@@ -71,3 +83,9 @@ def cell_grad_input(
         moved = torch.where(_inside(x, within), moved, 0)
     direct = widened(dy) * scale.unsqueeze(2)
     return ((direct if floor is None else torch.where(_above(x, floor), direct, 0)) + moved).to(x.dtype)
+
+
+def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:
+    for average, value, factor in zip(averages, values, factors, strict=True):
+        new = value.reshape_as(average).to(average.dtype)
+        average.lerp_(new if factor == 1 else new * factor, step)

@@ -55,7 +55,7 @@ def collecting(model: nn.Module, *, variance: Literal["total", "within"] = "tota
 def settle(layer: nn.Module, collected: Tensor, within: bool) -> None:
     """Bring mean, variance, count and number of some batches to where evaluation reads them; `within` as in `collecting`."""
     mean, var, count, batches = apart(collected)
-    union, number = Moments(mean, var, count), batches.max().long()
+    union, number = Moments(mean, var, count), batches.amax(-1).long()  # of several sets each has its own
     with torch.no_grad():
         if isinstance(layer, RunningNormalizer):
             kept = layer.kept(mean, var if within else layer.final(union))

@@ -19,6 +19,9 @@ class Normalizer(nn.Module):
     takes_empty = False  # in training: only where other ranks may have data
     parameter_kinds: ClassVar[dict[str, str]] = {"weight": "affine", "bias": "affine"}  # a method adds its own: `_kinds.KINDS`
     takes_shape: ClassVar[bool] = False  # whether num_features may be a sequence of trailing sizes
+    condition_name: ClassVar[str | None] = (
+        None  # of the argument, if any, that says under which condition each sample is normalized
+    )
     activates: bool = False  # whether the output went through an activation of its own, so that none belongs behind it
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None

@@ -1,16 +1,33 @@
 """Several batches as one: their union, and their moves of a running average."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from normsmith.covariance import in_rows, outer
+from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments
+from normsmith.surroundings import must_stay_plain
 
 
 def pairs(layer: nn.Module, mean: Tensor, var: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The running mean and variance of a layer, ours or torch's, each with something of the same kind."""
     found = zip((layer._buffers["running_mean"], layer._buffers["running_var"]), (mean, var), strict=True)
     return [(running, new) for running, new in found if running is not None]
+
+
+def moved_at_once(buffers: Mapping[str, Tensor | None], batch: Moments, momentum: float | None) -> bool:
+    """Move running mean and variance in one small loop, if it can be: as operations that costs as much as a kernel over a small batch."""
+    mean, var, tracked = (buffers[key] for key in ("running_mean", "running_var", "num_batches_tracked"))
+    if mean is None or var is None or tracked is None or momentum is None or not isinstance(batch.count, int):
+        return False
+    if must_stay_plain((mean, batch.mean)):
+        return False
+    tracked.add_(1)
+    factors = (1.0, batch.count / max(batch.count - 1, 1))
+    backend_for(batch.mean).move_average((mean, var), (batch.mean, batch.var), factors, momentum)
+    return True
 
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -29,13 +46,13 @@ def union(state: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: T
         mean, var, new = (torch.where(take, t, 0) for t in (mean, var, new))
     old_mean, old_var, old, batches = apart(state)
     total = old + new
-    share = new / total.clamp_min(1)
+    share = new / total.clamp_min(torch.finfo(total.dtype).tiny)  # weighted moments may count less than one
     step = mean - old_mean
     between = 0 if final else share * (1 - share) * _products(step, var)
     spread = old_var + share * (var - old_var) + between
-    rows = () if var.dim() == mean.dim() else (spread[1:],)
-    facts = [old_mean + share * step, spread[0] if rows else spread, total.expand_as(mean), batches + 1]
-    return torch.cat([torch.stack(facts), *rows])
+    plain = var.dim() == mean.dim()
+    merged = torch.stack([old_mean + share * step, spread if plain else spread[0], total.expand_as(mean), batches + 1])
+    return merged if plain else torch.cat([merged, spread[1:]])
 
 
 def _products(step: Tensor, spread: Tensor) -> Tensor:

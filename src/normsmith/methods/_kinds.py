@@ -5,7 +5,10 @@ from torch import nn
 KINDS = {
     "affine": "weight and bias of the output; without the weight it is a constant",
     "maps": "matrices from a condition to weight and bias; without them all conditions are alike",
+    "contexts": "mean and log of the deviation of each context; zero would be no normalization",
     "logits": "the shares in which statistics are mixed; zero would be equal parts, or one of the two alone",
+    "components": "means and variances, before a softplus, of the components of a mixture; zero would put all in one place",
+    "gates": "matrices from statistics to the shares of components; zero would make all components alike, for good",
     "thresholds": "below which the output is cut off",
     "slopes": "of an activation that the method includes; zero would make it linear, or a constant",
     "floors": "what is added to a variance, itself or before a softplus, where zero would be 0.69",

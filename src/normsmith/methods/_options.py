@@ -13,10 +13,9 @@ from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
 
 
-class Common(TypedDict, total=False):
+class Basic(TypedDict, total=False):
     """Options of every method with running statistics; `RunningNormalizer` says what they mean."""
 
-    eps: float
     frozen: bool
     accumulate: int
     nonfinite: Literal["update", "skip"]
@@ -24,6 +23,12 @@ class Common(TypedDict, total=False):
     process_group: dist.ProcessGroup | None
     device: torch.device | str | None
     dtype: torch.dtype | None
+
+
+class Common(Basic, total=False):
+    """For methods with their own defaults of momentum, affine and track_running_stats."""
+
+    eps: float
 
 
 class Policies(Common, total=False):
@@ -35,6 +40,14 @@ class Policies(Common, total=False):
 class Statistics(Common, total=False):
     """For methods with their own default of momentum."""
 
+    affine: bool
+    track_running_stats: bool
+
+
+class WithoutEps(Basic, total=False):
+    """For methods with their own default of eps."""
+
+    momentum: float | None
     affine: bool
     track_running_stats: bool
 

@@ -12,7 +12,7 @@ from normsmith.affine import Standardized
 from normsmith.errors import TooFewValuesError
 from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
-from normsmith.methods._batches import apart, pairs, union
+from normsmith.methods._batches import apart, moved_at_once, pairs, union
 from normsmith.methods._options import check_running, write_out_signature
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
@@ -47,7 +47,8 @@ class RunningNormalizer(Normalizer):
     collected: Tensor | None = None  # inside `collecting`: mean, var, count and number of the batches so far, in float64
     collects_within = False  # their variances averaged, not merged
     _born_frozen: ClassVar[bool] = False
-    _first_batch_sets: ClassVar[bool] = False  # whether the first batch is taken whole, whatever the momentum
+    keeps_more: ClassVar[bool] = False  # than mean and variance
+    _first_batch_sets: bool = False  # whether the first batch is taken whole, whatever the momentum
 
     num_features: int
     eps: float
@@ -77,10 +78,8 @@ class RunningNormalizer(Normalizer):
         super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         self.momentum, self.track_running_stats, self.frozen = momentum, track_running_stats, frozen
         self.accumulate, self.nonfinite, self.on_single = accumulate, nonfinite, on_single
-        self._group, self.layer_name = (
-            SharedGroup(process_group),
-            type(self).__name__,
-        )  # `synchronize` gives the name in the model
+        self._group = SharedGroup(process_group)
+        self.layer_name = type(self).__name__  # `synchronize` gives the name in the model
         tracked, skips = track_running_stats, track_running_stats and nonfinite == "skip"
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = self.statistics_shape()
@@ -88,15 +87,11 @@ class RunningNormalizer(Normalizer):
         self.register_buffer("running_var", torch.ones(sizes, **where) if tracked else None)
         counters = torch.zeros(sizes[:-1], dtype=torch.long, device=device)  # one, unless there are several sets of statistics
         self.register_buffer("num_batches_tracked", counters if tracked else None)
-        if skips:
-            self.register_buffer("num_batches_skipped", torch.tensor(0, dtype=torch.long, device=device))
-        else:
-            self.num_batches_skipped = None
-        if tracked and accumulate > 1:
-            # The micro-batches so far; not part of the state, as steps end whole.
-            self.register_buffer("pending", torch.zeros(self.state_shape(), **where), persistent=False)
-        else:
-            self.pending = None
+        skipped = torch.tensor(0, dtype=torch.long, device=device)
+        self.register_buffer("num_batches_skipped", skipped if skips else None)
+        # The micro-batches so far; not part of the state, as steps end whole.
+        pending = torch.zeros(self.state_shape(), **where) if tracked and accumulate > 1 else None
+        self.register_buffer("pending", pending, persistent=False)
 
     def statistics_shape(self) -> tuple[int, ...]:
         """The shape of the running mean and variance; of several sets of them, each counts its own batches."""
@@ -196,11 +191,14 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
+        if not final and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum):
+            return
         with torch.no_grad():
-            shape = running_mean.shape
             dtype = (running_mean if self.collected is None else self.collected).dtype
-            mean, var = _like(batch.mean, shape, dtype), self.spread_of(batch, shape, dtype)
-            count = batch.count.expand_as(batch.mean).reshape(shape) if isinstance(batch.count, Tensor) else batch.count
+            mean, var = _like(batch.mean, running_mean, dtype), self.spread_of(batch, running_mean, dtype)
+            count = batch.count
+            if isinstance(count, Tensor):
+                count = count.expand_as(batch.mean).reshape_as(running_mean)
             take: Tensor | None = None if isinstance(count, int) else count > 0
             if self.num_batches_skipped is not None:
                 finite = (mean + var).isfinite().all()
@@ -215,11 +213,16 @@ class RunningNormalizer(Normalizer):
             if self.pending is not None:
                 mean, var, count, take = self._accumulated(self.pending, mean, var, count, take, final)
             new = var if final else self.final(Moments(mean, var, count))
-            self._move(mean, new, take, None if batches is None else _like(batches, shape, mean.dtype))
+            self._move(mean, new, take, None if batches is None else _like(batches, mean, mean.dtype))
 
-    def spread_of(self, batch: Moments, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _has_no_policy(self) -> bool:
+        """Whether a batch moves mean and variance as in torch, and nothing else."""
+        policies = self.num_batches_skipped is not None or self.collected is not None or self.pending is not None
+        return not (policies or self.keeps_more or self._first_batch_sets)
+
+    def spread_of(self, batch: Moments, sized: Tensor, dtype: torch.dtype) -> Tensor:
         """What is merged beside the mean: the variance, as a row of its own where there are more rows behind it."""
-        return _like(batch.var, shape, dtype)
+        return _like(batch.var, sized, dtype)
 
     def final(self, batch: Moments) -> Tensor:
         """What running statistics are the average of: the unbiased variance of batches."""
@@ -257,23 +260,20 @@ class RunningNormalizer(Normalizer):
             return ((1 if batches is None else batches) / tracked.clamp_min(1).unsqueeze(-1).to(precise)).to(dtype)
         if batches is not None:
             return 1 - (1 - self.momentum) ** batches
-        return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype) if self._first_batch_sets else self.momentum
+        if self._first_batch_sets:
+            return torch.where(tracked <= 1, 1.0, self.momentum).to(dtype).unsqueeze(-1)
+        return self.momentum
 
     def options(self) -> dict[str, Any]:
         """The constructor's options: the four of torch, and policies that are not at their defaults."""
-        policies = {
-            "frozen": (self.frozen, self._born_frozen),
-            "accumulate": (self.accumulate, 1),
-            "nonfinite": (self.nonfinite, "update"),
-            "on_single": (self.on_single, "error"),
-            "process_group": (self.process_group, None),
-        }
+        default = {"frozen": self._born_frozen, "accumulate": 1, "nonfinite": "update", "on_single": "error"}
         return {
             "eps": self.eps,
             "momentum": self.momentum,
             "affine": self.affine,
             "track_running_stats": self.track_running_stats,
-            **{key: value for key, (value, default) in policies.items() if value != default},
+            **{key: getattr(self, key) for key, value in default.items() if getattr(self, key) != value},
+            **({} if self.process_group is None else {"process_group": self.process_group}),
         }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -294,5 +294,6 @@ class RunningNormalizer(Normalizer):
                 rest[2].remove(prefix + "frozen")
 
 
-def _like(t: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return t if t.shape == shape and t.dtype == dtype else t.reshape(shape).to(dtype)
+def _like(t: Tensor, sized: Tensor, dtype: torch.dtype) -> Tensor:
+    t = t if t.shape == sized.shape else t.reshape_as(sized)
+    return t if t.dtype == dtype else t.to(dtype)

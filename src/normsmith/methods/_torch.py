@@ -1,4 +1,4 @@
-"""torch's own operators, where they need care, and its own layers in the place of ours."""
+"""torch's own operators, where they need care, and its layers."""
 
 import torch
 from torch import Tensor, nn

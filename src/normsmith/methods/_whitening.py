@@ -43,6 +43,7 @@ class WhiteningNormalizer(RunningNormalizer):
     evaluates as batch norm does.
     """
 
+    keeps_more: ClassVar[bool] = True
     turns: ClassVar[bool] = False  # whether the matrix has signs or an order that change from batch to batch
 
     def __init__(
@@ -100,7 +101,7 @@ class WhiteningNormalizer(RunningNormalizer):
         batch = Covariance.made(cov.new_zeros((len(cov), self.num_features)), cov, 1)
         return self.mix()(None, batch, None, None)[1]
 
-    def spread_of(self, batch: Moments, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def spread_of(self, batch: Moments, sized: Tensor, dtype: torch.dtype) -> Tensor:
         """The variance and the rows of the covariance."""
         assert isinstance(batch, Covariance)
         return torch.cat([batch.var, in_rows(batch.cov[0])]).to(dtype)

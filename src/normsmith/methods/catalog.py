@@ -4,26 +4,22 @@ To add a method: its room `methods/<name>.py`, its oracle `tests/oracles/<name>.
 card, `normsmith list`, and the benchmark row follow.
 """
 
-import ast
 import difflib
 import importlib
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from normsmith.errors import OptionError, UnknownMethodError
+from normsmith.errors import UnknownMethodError
+from normsmith.methods._specs import among, written
 
 # What may be done to the input without changing the output, up to eps: x -> a x ("scale", a > 0) or x -> x + b ("shift"), with one
 # number for each channel, each sample, or each cell (sample and channel). Declared here, tested in both directions.
 CELL = frozenset({"cell scale", "cell shift", "sample scale", "sample shift", "channel scale", "channel shift"})
 SAMPLE = frozenset({"sample scale", "sample shift"})
 CHANNEL = frozenset({"channel scale", "channel shift"})
-
-_COMMA = re.compile(r",(?![^([]*[)\]])")  # none inside brackets
-_WORDS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class Entry:
     affine: bool = True  # the output is an affine map of x, whose statistics are all that is kept beside x
     ordered: bool = False  # in training, the order of the samples matters
     random: bool = False  # in training, the output is random
+    fitted: bool = False  # in training, something is fitted to the batch: parts of it do not add up to the one batch they are
     across: bool = False  # in training, an output depends on the other channels at its own position
     detached: bool = False  # in training, something made of x is a constant for the gradient, which is then not the derivative
 
@@ -54,8 +51,8 @@ class Entry:
 
 
 _SHIFT = frozenset({"channel shift"})
-_of_batch = partial(Entry, batch_dependent=True, running=True, family="whitening")
-_whitens = partial(_of_batch, across=True)
+_of_batch = partial(Entry, batch_dependent=True, running=True)
+_whitens = partial(_of_batch, across=True, family="whitening")
 _ENTRIES = (
     Entry("batch", "BatchNorm", "statistics per channel, over the batch", CHANNEL, batch_dependent=True, running=True),
     Entry("layer", "LayerNorm", "statistics per sample, over channels and positions", SAMPLE),
@@ -78,102 +75,62 @@ _ENTRIES = (
         affine=False,
         across=True,
     ),
-    Entry(
-        "ghost",
-        "GhostNorm",
-        "batch norm over small parts of the batch",
-        CHANNEL,
-        batch_dependent=True,
-        running=True,
-        ordered=True,
-        family="batch",
-    ),
-    Entry(
+    _of_batch("ghost", "GhostNorm", "batch norm over small parts of the batch", CHANNEL, ordered=True, family="batch"),
+    _of_batch(
         "renorm",
         "BatchRenorm",
         "batch norm corrected towards its running statistics",
         frozenset(),
-        batch_dependent=True,
-        running=True,
         detached=True,
         family="batch",
     ),
     Entry("frozen", "FrozenNorm", "batch norm with constant statistics", frozenset(), running=True, family="batch"),
-    Entry(
-        "noisy",
-        "NoisyNorm",
-        "batch norm whose output is shaken",
-        CHANNEL,
-        batch_dependent=True,
-        running=True,
-        random=True,
-        affine=False,
-        family="batch",
-    ),
-    Entry(
+    _of_batch("noisy", "NoisyNorm", "batch norm whose output is shaken", CHANNEL, random=True, affine=False, family="batch"),
+    _of_batch(
         "population",
         "PopulationNorm",
         "running statistics as constants, in training too",
         CHANNEL,
-        batch_dependent=True,
-        running=True,
         detached=True,
         family="batch",
     ),
-    Entry(
-        "ibn",
-        "IBN",
-        "instance norm of the first channels, batch norm of the rest",
-        CHANNEL,
-        batch_dependent=True,
-        running=True,
-        family="mixed",
-    ),
-    Entry(
-        "batch_instance",
-        "BatchInstanceNorm",
-        "batch and instance norm in learned shares",
-        CHANNEL,
-        batch_dependent=True,
-        running=True,
-        family="mixed",
-    ),
-    Entry(
+    _of_batch("ibn", "IBN", "instance norm of the first channels, batch norm of the rest", CHANNEL, family="mixed"),
+    _of_batch("batch_instance", "BatchInstanceNorm", "batch and instance norm in learned shares", CHANNEL, family="mixed"),
+    _of_batch(
         "switchable",
         "SwitchableNorm",
         "a learned blend of the statistics of instance, layer and batch",
         frozenset(),
-        batch_dependent=True,
-        running=True,
         family="mixed",
     ),
-    Entry(
+    _of_batch(
         "sparse_switchable",
         "SparseSwitchableNorm",
         "a blend that becomes a choice in the course of training",
         frozenset(),
-        batch_dependent=True,
-        running=True,
         family="mixed",
     ),
-    Entry(
-        "filtered",
-        "FilteredNorm",
-        "batch norm without the outliers",
-        CHANNEL,
-        batch_dependent=True,
-        running=True,
-        family="filtered",
-    ),
+    _of_batch("filtered", "FilteredNorm", "batch norm without the outliers", CHANNEL, family="filtered"),
     Entry("filtered_group", "FilteredGroupNorm", "group norm without the outliers", SAMPLE, family="filtered"),
-    Entry(
-        "kalman",
-        "KalmanNorm",
-        "batch statistics drawn to a prediction from the layer before",
+    _of_batch(
+        "mixture",
+        "MixtureNorm",
+        "each element normalized by the components of a Gaussian mixture, fitted by EM in training",
         CHANNEL,
-        batch_dependent=True,
-        running=True,
-        family="chained",
+        fitted=True,
+        detached=True,
+        family="mixture",
+    ),
+    _of_batch(
+        "uan",
+        "UAN",
+        "K learned clusters per channel, each element normalized by those it belongs to",
+        frozenset(),
+        family="mixture",
+    ),
+    _of_batch("mode", "ModeNorm", "K batch norms, blended per sample by a learned gate", frozenset(), family="mixture"),
+    _of_batch(
+        "kalman", "KalmanNorm", "batch statistics drawn to a prediction from the layer before", CHANNEL, family="chained"
     ),
     Entry(
         "kalman_group",
@@ -192,13 +149,11 @@ _ENTRIES = (
     Entry(
         "evo_s0", "EvoNormS0", "swish over the deviation of a group of channels", frozenset(), affine=False, family="activation"
     ),
-    Entry(
+    _of_batch(
         "evo_b0",
         "EvoNormB0",
         "x over the larger of two deviations, of the batch and of the sample",
         frozenset({"channel scale"}),
-        batch_dependent=True,
-        running=True,
         affine=False,
         family="activation",
     ),
@@ -211,17 +166,28 @@ _ENTRIES = (
         family="activation",
     ),
     Entry("adain", "AdaIN", "takes the channel statistics of a style", CELL, family="adaptive"),
-    Entry(
+    _of_batch(
         "conditional",
         "ConditionalNorm",
         "batch norm whose affine map, or statistics too, depend on a condition",
         CHANNEL,
-        batch_dependent=True,
-        running=True,
         family="adaptive",
     ),
-    _of_batch("centering", "Centering", "the mean of each channel taken away", _SHIFT),
-    _of_batch("scaling", "Scaling", "each channel divided by its deviation, its mean kept", frozenset({"channel scale"})),
+    _of_batch(
+        "context",
+        "ContextNorm",
+        "statistics of the samples of one context, or learned tables instead of them",
+        CHANNEL,
+        family="adaptive",
+    ),
+    _of_batch("centering", "Centering", "the mean of each channel taken away", _SHIFT, family="whitening"),
+    _of_batch(
+        "scaling",
+        "Scaling",
+        "each channel divided by its deviation, its mean kept",
+        frozenset({"channel scale"}),
+        family="whitening",
+    ),
     _whitens("decorrelating", "Decorrelating", "channels turned into their principal axes", _SHIFT),
     _whitens("pca_whitening", "PCAWhitening", "principal axes, each brought to variance 1", _SHIFT),
     _whitens("zca_whitening", "ZCAWhitening", "covariance I by the matrix that moves channels least", _SHIFT),
@@ -265,35 +231,5 @@ def parse(method: str) -> tuple[Entry, dict[str, Any]]:
     return entry, _checked(found, entry.load()) if found else {}
 
 
-def written(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options in "name:key=value,key=value"."""
-    name, _, options = spec.partition(":")
-    return name.strip(), options_in(options, spec)
-
-
-def options_in(text: str, spec: str) -> dict[str, Any]:
-    """The options in "key=value,key=value", a part of `spec`: Python's literals, or words, of which true and false are two."""
-    found: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in _COMMA.split(text))):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not key.isidentifier():
-            raise OptionError(f"options are expected as name:key=value,key=value: got {item!r} in {spec!r}")
-        try:
-            found[key] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
-
-
 def _checked(options: dict[str, Any], cls: type[Any]) -> dict[str, Any]:
     return among(options, [name for name in inspect.signature(cls).parameters if name != "num_features"], cls.__name__)
-
-
-def among(options: dict[str, Any], known: list[str], owner: str) -> dict[str, Any]:
-    """The options, if their names are known; else an error that suggests the nearest."""
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            advice = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise OptionError(f"{owner} expects options among {', '.join(known)}: got {name!r}; {advice}")
-    return options

@@ -26,44 +26,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normsmith.affine import Standardized, Triple
+from normsmith.affine import Standardized
 from normsmith.errors import InputError, OptionError
-from normsmith.measure import measure
 from normsmith.methods._base import one_of
 from normsmith.methods._options import Running
 from normsmith.methods._running import RunningNormalizer, mix_running
+from normsmith.methods._sets import by_sets, checked_ids, rows
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
-from normsmith.surroundings import must_stay_plain, without_autocast
+from normsmith.surroundings import without_autocast
 
 CURE = "use a larger batch, drop the last incomplete one"
 
 
-def mix(
-    cells: Moments | None,
-    batch: Moments | None,
-    ids: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    sets: int,
-    eps: float,
-) -> Triple | Standardized:
-    if cells is None or ids is None:
-        assert batch is not None
-        return Standardized(batch, weight, bias, eps)
-    own = cells.pool_sets(ids, sets)
-    if mean is None or var is None:
-        return Standardized(own, weight, bias, eps)
-    return Standardized(unless_alone(own, mean[ids], var[ids]), weight, bias, eps).triple()
-
-
-def unless_alone(own: Moments, mean: Tensor, var: Tensor) -> Moments:
-    """The running statistics where a set has less than two elements."""
-    alone = own.counts() < 2
-    return Moments(torch.where(alone, mean.to(own.mean), own.mean), torch.where(alone, var.to(own.var), own.var), own.count)
+def mix(cells: None, batch: Moments, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Standardized:
+    return Standardized(batch, weight, bias, eps)
 
 
 class ConditionalNorm(RunningNormalizer):
@@ -72,6 +49,7 @@ class ConditionalNorm(RunningNormalizer):
     weight_map: nn.Parameter | None
     bias_map: nn.Parameter | None
     parameter_kinds: ClassVar[dict[str, str]] = {"weight_map": "maps", "bias_map": "maps"}
+    condition_name = "condition"
 
     def __init__(
         self,
@@ -113,78 +91,39 @@ class ConditionalNorm(RunningNormalizer):
     def forward(self, x: Tensor, condition: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
-        weight, bias = self._affine_of(x, self._checked(x, condition))
+        condition = self._checked(x, condition)
+        weight, bias = self._affine_of(x, condition)
         if self.statistics == "condition":
-            return self._by_condition(x, condition.long(), weight, bias, mask)
+            return by_sets(self, x, condition, self.num_conditions or 1, weight, bias, mask)
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
             return normalize(
                 x, partial(mix_running, eps=self.eps), *self.constants(), weight, bias, sees="nothing", mask=mask
             ).y
-        options = partial(mix, sets=0, eps=self.eps)
-        result = normalize(x, options, None, None, None, weight, bias, sees="batch", mask=mask, world=self.world)
+        result = normalize(x, partial(mix, eps=self.eps), weight, bias, sees="batch", mask=mask, world=self.world)
         assert result.batch is not None
         self.update(result.batch)
         return result.y
-
-    def _by_condition(self, x: Tensor, ids: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        sets, world = self.num_conditions or 1, self.world
-        mean, var = (None, None) if self.running_mean is None else self.constants()
-        constant = partial(mix_running, eps=self.eps)
-        if self.uses_running_stats and mean is not None and var is not None:
-            return normalize(x, constant, mean[ids], var[ids], weight, bias, sees="nothing", mask=mask).y
-        if world is None:
-            if mask is None and x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1]:
-                mean = var = None  # no set can have a single element
-            options = partial(mix, sets=sets, eps=self.eps)
-            result = normalize(x, options, ids, mean, var, weight, bias, sees="cells", mask=mask)
-            assert result.cells is not None
-            y, merged = result.y, result.cells.of_sets(ids, sets)
-        else:
-            cells, _ = measure(x, sees="cells", mask=mask)
-            assert cells is not None
-            row = world.merge(cells.of_sets(ids, sets).map(lambda t: t.reshape(1, -1)))
-            merged = row.map(lambda t: t.view(sets, -1))
-            own = merged.map(lambda t: t[ids])
-            own = own if mean is None or var is None else unless_alone(own, mean[ids], var[ids])
-            y = normalize(x, constant, own.mean, own.var, weight, bias, sees="nothing", mask=mask).y
-        count = merged.counts()
-        self.update(Moments(merged.mean, merged.var, torch.where(count > 1, count, 0)))
-        return y
 
     def _affine_of(self, x: Tensor, condition: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of every sample, (N, C)."""
         if self.weight is None or self.bias is None:
             return None, None
         if self.weight_map is None or self.bias_map is None:
-            return self.weight[condition], self.bias[condition]
+            return rows(self.weight, condition), rows(self.bias, condition)
         with without_autocast(x):
             condition = condition.to(self.weight.dtype)
             return F.linear(condition, self.weight_map, self.weight), F.linear(condition, self.bias_map, self.bias)
 
     def _checked(self, x: Tensor, condition: Tensor) -> Tensor:
         """The condition, or one sentence on what is wrong with it."""
-        fits = condition.dim() > 0 and condition.shape[1:] == (
-            () if self.num_conditions is not None else (self.condition_features,)
-        )
-        if condition.dtype == torch.bool or condition.is_floating_point() == (self.num_conditions is not None):
-            fits = False
-        if not fits or condition.shape[0] != x.shape[0]:
+        if self.num_conditions is not None:
+            return checked_ids(self, x, condition, "num_conditions")
+        if not condition.is_floating_point() or condition.shape != (x.shape[0], self.condition_features):
             raise InputError(
-                f"{self._wants(x)}: got {condition.dtype} of shape {tuple(condition.shape)} for an input of shape {tuple(x.shape)}"
-            )
-        if self.num_conditions is None or condition.device.type != "cpu" or must_stay_plain((condition,)):
-            return condition
-        low, high = (int(t) for t in condition.aminmax()) if condition.numel() > 0 else (0, 0)
-        if low < 0 or high >= self.num_conditions:
-            raise InputError(
-                f"{self._wants(x)}: got {low if low < 0 else high}; build the layer with num_conditions above the largest id"
+                f"ConditionalNorm expects the condition as floating-point numbers ({x.shape[0]}, {self.condition_features}): got "
+                f"{condition.dtype} of shape {tuple(condition.shape)} for an input of shape {tuple(x.shape)}"
             )
         return condition
-
-    def _wants(self, x: Tensor) -> str:
-        if self.num_conditions is not None:
-            return f"ConditionalNorm expects the condition as {x.shape[0]} integers from 0 to {self.num_conditions - 1}"
-        return f"ConditionalNorm expects the condition as floating-point numbers ({x.shape[0]}, {self.condition_features})"
 
     def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
         if self.num_conditions is not None:

@@ -51,8 +51,9 @@ class InstanceNorm(RunningNormalizer):
             # One channel per group: the same numbers as F.instance_norm, which is slower and loses the memory format.
             return group_norm(x, self.num_features, self.weight, self.bias, self.eps)
         result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask)
-        assert result.cells is not None
-        self._update_by(result.cells)
+        if self.running_mean is not None:
+            assert result.cells is not None
+            self._update_by(result.cells)
         return result.y
 
     def _update_by(self, cells: Moments) -> None:

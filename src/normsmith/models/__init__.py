@@ -12,6 +12,13 @@ _ELSEWHERE = {
     "Located": "normsmith.models.tasks",
     "TASKS": "normsmith.models.tasks",
     "Task": "normsmith.models.tasks",
+    "StyleDecoder": "normsmith.models.style_transfer",
+    "StyleEncoder": "normsmith.models.style_transfer",
+    "StyleLosses": "normsmith.models.style_transfer",
+    "StyleTransfer": "normsmith.models.style_transfer",
+    "load_decoder": "normsmith.models.style_weights",
+    "load_encoder": "normsmith.models.style_weights",
+    "match_colours": "normsmith.models._colours",
     "make": "normsmith.models._making",
     **{entry.class_name: f"normsmith.models.{entry.room}" for entry in CATALOG.values()},
 }

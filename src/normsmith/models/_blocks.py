@@ -24,7 +24,7 @@ def normalizer(norm: Norm, num_features: int) -> nn.Module:
     layer: nn.Module = make(norm, num_features)
     if isinstance(layer, Normalizer):
         others = layer.example_inputs(torch.empty(1, num_features, 2, device="cpu"))
-        if others:
+        if set(others) - {layer.condition_name}:  # conditions come from outside: `conditioned`
             raise OptionError(
                 f"a network expects a normalizer of its input alone: got {norm!r}, which also takes {' and '.join(others)}; "
                 "put it in a network that has that to give"

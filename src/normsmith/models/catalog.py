@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from normsmith.errors import OptionError
-from normsmith.methods.catalog import among, written
+from normsmith.methods._specs import among, written
 
 Task = Literal["classification", "segmentation", "localisation", "clips", "sequence"]
 FRAMES = 8
@@ -112,7 +112,7 @@ _ENTRIES = (
     Entry("detector", "Detector", "detector", "4 + 2 convolutions, class and box", "after Redmon et al., 2016",
           task="localisation"),
     Entry("clipnet", "ClipNet", "clips", "four 3×3×3 convolutions", "after Tran et al., 2015", task="clips"),
-    Entry("lstm", "LSTMClassifier", "lstm", "one layer of 100, a norm for each gate",
+    Entry("lstm", "LSTMClassifier", "lstm", "one layer of 100, a norm for each product",
           "Hochreiter and Schmidhuber, 1997; Cooijmans et al., 2017", task="sequence"),
     Entry("lstm_rows", "LSTMClassifier", "lstm", "the same, for images read row by row", "Cooijmans et al., 2017",
           {"rows": True}),

@@ -11,6 +11,7 @@ from torch import Tensor
 from normsmith.errors import DependencyError, InputError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
+_INSTANCE, _BATCH = "IN", "BN"
 _PREFIX, _COMPILED = "module.", "_orig_mod"
 
 
@@ -25,7 +26,7 @@ def read_state(state: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
                 "the mapping of names to tensors"
             )
         found = inner
-    return _unwrapped({key: value for key, value in found.items() if isinstance(value, Tensor)})
+    return _joined(_unwrapped({key: value for key, value in found.items() if isinstance(value, Tensor)}))
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,6 +34,19 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {".".join(part for part in key.split(".") if part != _COMPILED): value for key, value in state.items()}
     while state and all(key.startswith(_PREFIX) for key in state):
         state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    return state
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the two halves of each layer of the authors of IBN-Net as one: weight and bias of all channels, statistics of the rest."""
+    for key in [key for key in state if key.endswith(f"{_INSTANCE}.weight")]:
+        name = key.removesuffix(f"{_INSTANCE}.weight")
+        instance, batch = f"{name}{_INSTANCE}.", f"{name}{_BATCH}."
+        if not all(f"{half}{tensor}" in state for half in (instance, batch) for tensor in ("weight", "bias")):
+            continue  # an instance norm of that name, as in IBN-b
+        for tensor in [key.removeprefix(batch) for key in state if key.startswith(batch)]:
+            values = [state.pop(half + tensor) for half in (instance, batch) if half + tensor in state]
+            state[name + tensor] = torch.cat(values) if len(values) > 1 else values[0]
     return state
 
 

@@ -1,12 +1,14 @@
 """What surgery shows: a table as text, and progress where there is a terminal."""
 
-import io
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+
+from normsmith.tables import as_text
+
+__all__ = ["as_text", "follow"]
 
 Item = TypeVar("Item")
 
@@ -19,11 +21,3 @@ def follow(items: Iterable[Item], total: int | None, what: str, console: Console
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
-
-
-def as_text(table: Table, width: int = 140) -> str:
-    """The table as plain text."""
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()

@@ -54,15 +54,15 @@ class Patch:
                 self.optimizer.state[parameter] = state
 
 
-def check(optimizer: Any, model: nn.Module) -> list[Optimizer]:
+def check(optimizer: Any, model: nn.Module, verb: str = "convert") -> list[Optimizer]:
     """The optimizers as a list; raises for one that is none, or is another model's."""
     found = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     parameters = set(model.parameters())
     for one in found:
         if not isinstance(one, Optimizer):
-            raise OptionError(f"convert expects optimizer as a torch.optim.Optimizer, or several: got {type(one).__name__}")
+            raise OptionError(f"{verb} expects optimizer as a torch.optim.Optimizer, or several: got {type(one).__name__}")
         if not any(p in parameters for group in one.param_groups for p in group["params"]):
             raise OptionError(
-                "convert expects the optimizer of this model: got one that holds none of its parameters; make it anew"
+                f"{verb} expects the optimizer of this model: got one that holds none of its parameters; make it anew"
             )
     return found

@@ -10,7 +10,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from normsmith.methods._base import Normalizer
+from normsmith.methods._running import BUFFERS
 from normsmith.methods.catalog import CATALOG
+from normsmith.recurrent.step_batch import StepBatchNorm
 from normsmith.surgery import _probe
 from normsmith.surgery._source import NotUnderstoodError, Source, is_norm, tensors
 from normsmith.surgery.adapted import Adapted
@@ -26,6 +28,8 @@ def recognise(module: nn.Module) -> Source | None:
         )
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() and hasattr(module, "num_features"):
         raise NotUnderstoodError("its number of channels is not known before the model has run; run it once on a batch")
+    if isinstance(module, StepBatchNorm):
+        return _steps(module)
     if issubclass(kind, Normalizer):
         return _ours(module, kind)
     for base, read in _TORCH.items():
@@ -45,6 +49,14 @@ def _ours(module: nn.Module, kind: type[nn.Module]) -> Source:
     if isinstance(size, tuple) and len(size) == 1:  # trailing channels
         return Source(entry.name, size[0], module.options(), tensors(module), channels_last=True)
     return Source(entry.name, size, module.options(), tensors(module))
+
+
+def _steps(module: StepBatchNorm) -> Source:
+    """Batch norm in a recurrent layer, without what no other layer has."""
+    options = {key: value for key, value in module.options().items() if key not in {"max_steps", "bias"}}
+    statistics = tuple(key for key in BUFFERS if module._buffers[key] is not None)
+    held = {key: tensor for key, tensor in tensors(module).items() if key not in statistics}
+    return Source("batch", module.num_features, options, held, beyond=statistics)
 
 
 def _needs_more(kind: type[nn.Module]) -> bool:

@@ -103,8 +103,7 @@ def adapt(
     if method == "tent":
         return _tent(model, loader, batches, where, forward, _optimize(lr, optimizer), Ranks(process_group, "adapt"))
     found = keepers(model, where, "adapt")
-    if method == "alpha":
-        _refuse_covariances(found)
+    _check_kept(method, found)
     before, source = Before(model, ()), statistics(found)
     try:
         done = recalibrate(
@@ -147,9 +146,9 @@ def _check_options(method: str, **given: object) -> None:
         raise OptionError(f"adapt expects lr above zero: got {lr!r}; try 1e-3")
 
 
-def _refuse_covariances(layers: dict[Keeper, str]) -> None:
+def _check_kept(method: str, layers: dict[Keeper, str]) -> None:
     for layer, name in layers.items():
-        if isinstance(layer, WhiteningNormalizer):
+        if method == "alpha" and isinstance(layer, WhiteningNormalizer):
             raise ModelError(
                 f"adapt by alpha expects layers whose statistics are means and variances: got {name!r}, which has covariances; "
                 'leave it out with where=, or try method="adabn"'

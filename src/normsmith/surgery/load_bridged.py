@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from normsmith.errors import InputError
 from normsmith.methods.conditional import ConditionalNorm
+from normsmith.methods.context import ContextNorm
 from normsmith.methods.ibn import IBN
 from normsmith.methods.switchable import SwitchableNorm
 from normsmith.surgery._checkpoints import read_state
 from normsmith.surgery._console import as_text
 from normsmith.surgery._models import refuse_wrapped
 from normsmith.surgery._source import is_norm
+from normsmith.surgery.place_ibn import AFTER_ADDITION
 
 _NAMED = re.compile(r"(bn|sn|gn|norm)(\d*)")
 _LOGITS = ("mean_weight", "var_weight")
@@ -73,14 +75,18 @@ def load_bridged(model: nn.Module, state: Mapping[str, Any] | str | Path, *, str
     `state` is a state dict, or the path of one saved by `torch.save` (read with weights_only=True) or as safetensors; prefixes of
     DataParallel and torch.compile are taken off. Whatever has the same name and shape is loaded as it is. For normalizers besides:
 
-    - weight, bias and running statistics go where they fit, to `ns.IBN` those of its batch channels, to `ns.ConditionalNorm` as every
-      condition's. What the layer has of its own stays as it is; what it has no place for is left out; both are listed.
+    - weight, bias and running statistics go where they fit, to `ns.IBN` those of its batch channels, to `ns.ConditionalNorm` and
+      `ns.ContextNorm` as every condition's. What the layer has of its own stays as it is; what it has no place for is left out; both are
+      listed.
     - Frozen batch norm of torchvision and detectron2, and checkpoints from before torch 0.4.1, have no `num_batches_tracked`.
     - A layer that is wrapped in the model, or in the checkpoint, in a module that calls it `norm` has that name left out; `sn1`, `bn1`,
       `gn1` and `norm1` are the same name where only one of them is there.
     - The weights of the authors of switchable norm are brought to our shapes, and `ns.SwitchableNorm` gets `unbiased=True`, their eps, and
       their momentum as the weight of the new batch: 0.1 for images, 0.003 for the rest, what they publish (it is not in the file).
       It then gives their outputs. A checkpoint of their "batch average" holds sums, which their code too never divides: recalibrate.
+
+    - The weights of the authors of IBN-Net, two layers `IN` and `BN` for each `ns.IBN` and `IN` behind an addition, go where
+      `ns.place_ibn` has put its layers.
 
     Tensors of other shapes are an error, and the model is untouched. So are, with `strict`, tensors of other layers that only one side
     has, and normalizers for which there is nothing.
@@ -135,6 +141,8 @@ def _aliases(key: str) -> Iterator[str]:
         if path[i] == "norm" and i > 0:
             yield ".".join([*path[:i], *path[i + 1 :], tensor])
     yield ".".join([*path, "norm", tensor])
+    if path and path[-1] == AFTER_ADDITION:
+        yield ".".join([*path[:-1], "IN", tensor])  # what the authors of IBN-Net call it
     named = _NAMED.fullmatch(path[-1]) if path else None
     if named:
         for stem in ("bn", "sn", "gn", "norm"):
@@ -185,7 +193,7 @@ def _shaped(value: Tensor, like: Tensor, module: nn.Module) -> Tensor:
     flat = value.flatten() if value.numel() == max([1, *value.shape]) and value.dim() > 0 else value
     if isinstance(module, IBN) and flat.shape == (module.num_features,) and like.shape == module.statistics_shape():
         flat = flat[module.instance_features :]
-    if isinstance(module, ConditionalNorm) and like.dim() > flat.dim():
+    if isinstance(module, ConditionalNorm | ContextNorm) and like.dim() > flat.dim():
         return flat.unsqueeze(-1).expand(like.shape) if flat.dim() == 0 else flat.expand(like.shape[0], *flat.shape)
     return flat if flat.shape == like.shape else value
 

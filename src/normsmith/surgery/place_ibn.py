@@ -13,7 +13,7 @@ from normsmith.surgery._recognise import recognise
 from normsmith.surgery._source import NotUnderstoodError, is_norm
 from normsmith.surgery._successor import HOOKS, succeed
 
-_ADDED = "after_addition"
+AFTER_ADDITION = "after_addition"
 _BY_HAND = "place by hand with ns.convert(model, {name: 'ibn'})"
 
 
@@ -23,13 +23,14 @@ def place_ibn(model: nn.Module, variant: Literal["a", "b"]) -> list[str]:
     - `"a"`: the first norm of the convolution branch of every residual block becomes `ns.IBN`, half of its channels instance norm, in the
       first three stages. In a DenseNet it is the first norm of every third layer of a stage, with a ratio of 0.4, as the authors do.
     - `"b"`: an instance norm with weight 1 and bias 0 comes behind the addition of the last block of the first two stages, before its
-      ReLU, and the first norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer.
+      ReLU, and the first norm of the stem becomes instance norm. It adds parameters: do it before making the optimizer. In a DenseNet,
+      for which there is no reference, the norm of the transition behind each of these stages becomes instance norm; nothing is added.
 
-    The last stage stays as it is, whatever the number of stages. A block is a module whose forward adds its input, or what a shortcut makes
-    of it, to a branch with convolutions; blocks with the same parent are a stage. Batch norms are replaced as by `ns.convert`: with their
-    own weight and bias, eps, momentum, mode, hooks, activation, and the running statistics of the channels that stay batch norm. A block
-    that gets a norm behind its addition is replaced by a `torch.fx.GraphModule` of the same submodules, so that the state dict gains
-    only `<block>.after_addition`; whatever else its class could do is gone.
+    The last stage stays as it is, whatever the number of stages. A block is a module whose forward adds its input, or what a shortcut
+    makes of it, to a branch with convolutions; blocks with the same parent are a stage. Batch norms are replaced as by `ns.convert`: with
+    their own weight and bias, eps, momentum, mode, hooks, activation, and the running statistics of the channels that stay batch norm. A
+    block that gets a norm behind its addition is replaced by a `torch.fx.GraphModule` of the same submodules, so that the state dict
+    gains only `<block>.after_addition`; whatever else its class could do is gone.
     """
     one_of("place_ibn", "variant", variant, ("a", "b"))
     refuse_wrapped(model, "place_ibn")
@@ -47,7 +48,7 @@ def place_ibn(model: nn.Module, variant: Literal["a", "b"]) -> list[str]:
             parent, _, key = name.rpartition(".")
             setattr(model.get_submodule(parent), key, layer)
     after = places(model)
-    return [after[layer][0] + (f".{_ADDED}" if isinstance(layer, fx.GraphModule) else "") for _, layer in new]
+    return [after[layer][0] + (f".{AFTER_ADDITION}" if isinstance(layer, fx.GraphModule) else "") for _, layer in new]
 
 
 def _variant_a(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Module, nn.Module]]:
@@ -66,16 +67,26 @@ def _variant_a(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Mod
 
 def _variant_b(model: nn.Module, stages: list[list[Block]]) -> list[tuple[nn.Module, nn.Module]]:
     last = [stage[-1] for stage in stages]
-    dense = next((block.name for block in last if block.join == "cat"), None)
-    if dense is not None:
-        raise ModelError(
-            f"place_ibn expects blocks that add for variant 'b': got {dense!r}, which concatenates; use variant 'a', or {_BY_HAND}"
-        )
     first = stages[0][0].name
     names = [name for name, module in model.named_modules() if name == first or is_norm(module)]
-    stem = names[: names.index(first)]
-    new = [_successor(model, name, "instance") for name in stem[:1]]
-    return [*new, *((model.get_submodule(block.name), _with_norm(model.get_submodule(block.name), block)) for block in last)]
+    new = [_successor(model, name, "instance") for name in names[: names.index(first)][:1]]
+    for block in last:
+        if block.join == "add":
+            module = model.get_submodule(block.name)
+            new.append((module, _with_norm(module, block)))
+        else:
+            new.append(_successor(model, _norm_behind(model, block), "instance"))
+    return new
+
+
+def _norm_behind(model: nn.Module, block: Block) -> str:
+    """The norm that reads all a dense stage gave: in a DenseNet that of the transition, the next that the model holds outside of blocks."""
+    names = [name for name, module in model.named_modules() if name == block.name or is_norm(module)]
+    behind: list[str] = [name for name in names[names.index(block.name) + 1 :] if not name.startswith(f"{block.name}.")]
+    in_blocks = tuple(f"{other.name}." for other in blocks(model))
+    if not behind or behind[0].startswith(in_blocks):
+        raise ModelError(f"place_ibn expects a norm between dense stages: got none behind {block.name!r}; {_BY_HAND}")
+    return behind[0]
 
 
 def _successor(model: nn.Module, name: str, method: str) -> tuple[nn.Module, nn.Module]:
@@ -104,14 +115,14 @@ def _with_norm(block: nn.Module, described: Block) -> fx.GraphModule:
     weight = next(p for p in block.parameters() if p.dim() > 1)
     norm = InstanceNorm(described.channels, affine=True, device=weight.device, dtype=weight.dtype)
     with graph.inserting_after(end):
-        normalized = graph.call_module(_ADDED, (end,))
+        normalized = graph.call_module(AFTER_ADDITION, (end,))
     end.replace_all_uses_with(normalized, delete_user_cb=lambda user: user is not normalized)
-    parts = dict([*block.named_modules(), *block.named_parameters(), *block.named_buffers(), (_ADDED, norm)])
+    parts = dict([*block.named_modules(), *block.named_parameters(), *block.named_buffers(), (AFTER_ADDITION, norm)])
     used = {str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"}}
     new = fx.GraphModule({name: parts[name] for name in used}, graph, type(block).__name__)
-    new._modules = {key: new._modules[key] for key in (*block._modules, _ADDED) if key in new._modules}
+    new._modules = {key: new._modules[key] for key in (*block._modules, AFTER_ADDITION) if key in new._modules}
     norm.training = block.training
-    if new.state_dict().keys() - {f"{_ADDED}.weight", f"{_ADDED}.bias"} != block.state_dict().keys():
+    if new.state_dict().keys() - {f"{AFTER_ADDITION}.weight", f"{AFTER_ADDITION}.bias"} != block.state_dict().keys():
         raise ModelError(f"place_ibn expects a block that uses all it holds: got {described.name!r}; {_BY_HAND}")
     new.training = block.training
     for hooks in HOOKS:

@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from normsmith.trials.algorithm_settings import ALGORITHMS
+
 
 def explain(error: ValidationError, where: str, text: str, recipe: type[BaseModel]) -> str:
     """All mistakes, a line each."""
@@ -19,7 +21,7 @@ def _merged(mistakes: list[Any]) -> list[Any]:
     places: dict[tuple[Any, ...], Any] = {}
     for mistake in mistakes:
         path = tuple(p for p in mistake["loc"] if isinstance(p, int) or (re.fullmatch(r"\w+", p) and not _is_form(p)))
-        first = places.setdefault(path, {**mistake, "loc": path})
+        first = places.setdefault(path, {**mistake, "loc": path, "forms": mistake["loc"]})
         if first["msg"] != mistake["msg"] and mistake["msg"] not in first["msg"]:
             first["msg"] += f"; or {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
     return list(places.values())
@@ -27,7 +29,7 @@ def _merged(mistakes: list[Any]) -> list[Any]:
 
 def _is_form(part: str) -> bool:
     """Whether a step of a path names a form of a value, which users did not write."""
-    return part in {"int", "float", "str", "list", "dict"}
+    return part in {"int", "float", "str", "list", "dict", *ALGORITHMS}
 
 
 def _sentence(mistake: Any, text: str, recipe: type[BaseModel]) -> str:
@@ -36,7 +38,7 @@ def _sentence(mistake: Any, text: str, recipe: type[BaseModel]) -> str:
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
     head = f"line {line}: " if line else ""
     if mistake["type"] == "extra_forbidden":
-        known = list(_fields(recipe, path[:-1]))
+        known = list(_fields(recipe, mistake["forms"][:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{head}{place} is no setting; {advice}"
@@ -49,15 +51,16 @@ def _sentence(mistake: Any, text: str, recipe: type[BaseModel]) -> str:
 
 
 def _fields(model: Any, path: tuple[Any, ...]) -> dict[str, Any]:
-    """The settings of the part at `path`."""
+    """The settings of the part at `path`, in which a form may be named."""
     for step in path:
-        if isinstance(step, int):
-            continue
-        annotation = model.model_fields[step].annotation
-        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not inner:
-            return {}
-        model = inner[0]
+        if step in ALGORITHMS:
+            model = ALGORITHMS[step]
+        elif step in model.model_fields:
+            annotation = model.model_fields[step].annotation
+            inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+            if not inner:
+                return {}
+            model = inner[0]
     return dict(model.model_fields)
 
 

@@ -11,10 +11,12 @@ from normsmith.analysis import refusals
 from normsmith.data import Dataset
 from normsmith.errors import ModelError, NormsmithError
 from normsmith.locate import load_model
-from normsmith.methods.catalog import written
+from normsmith.methods._specs import written
 from normsmith.models.catalog import find
+from normsmith.surgery.conditioned import conditions_of
 from normsmith.surgery.convert import convert
 from normsmith.surgery.link import Kalman, link
+from normsmith.trials.algorithms import Sets, kind_of
 from normsmith.trials.labels import NONE
 from normsmith.trials.names import is_code
 from normsmith.trials.plan import Trial
@@ -36,6 +38,11 @@ def build(trial: Trial, dataset: Dataset) -> nn.Module:
         convert(model, mapping or str(method))
         if any(isinstance(layer, Kalman) for layer in model.modules()):
             link(model, torch.zeros(2, *dataset.train.inputs.shape[1:]))
+    if conditions_of(model) and not kind_of(trial).gives_conditions:
+        raise ModelError(
+            f"a normalizer is expected to work on its input alone with {trial.algorithm_name} training: got {trial.label!r}, which takes a "
+            'condition with every sample; say algorithm = "adamatch" on a pair of domains, whose numbers are the conditions'
+        )
     return model
 
 
@@ -52,12 +59,16 @@ def _of_catalog(name: str, dataset: Dataset, norm: str | None) -> nn.Module:
     return model
 
 
-def try_on(trial: Trial, dataset: Dataset) -> str:
+def try_on(trial: Trial, sets: Sets) -> str:
     """What is wrong with a trial, found by one forward in training; nothing if it can run."""
+    dataset, kind = sets[0], kind_of(trial)
+    fault = kind.fault(trial, sets)
+    if fault:
+        return fault
     try:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(trial.statistics_batch, *dataset.train.inputs.shape[1:], generator=generator)
-        found = refusals(build(trial, dataset), x)
+        found = refusals(build(trial, dataset), x, forward=kind.forward)
     except NormsmithError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  (a model of anyone's)

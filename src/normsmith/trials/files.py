@@ -75,6 +75,16 @@ class Folder:
         write_whole(self.trials / f"{identity}.json", lambda part: part.write_text(text))
         (self.running / f"{identity}.pt").unlink(missing_ok=True)
 
+    def discard(self, identity: str) -> None:
+        """Forget what there is of a trial, the manifest first: without one, nothing counts."""
+        for path in (
+            self.trials / f"{identity}.json",
+            self.trials / f"{identity}.parquet",
+            self.running / f"{identity}.pt",
+            self.weights / f"{identity}.pt",
+        ):
+            _or_say(lambda path=path: path.unlink(missing_ok=True), path)  # type: ignore[misc]
+
     def recipe(self) -> dict[str, Any] | None:
         """The one that was last run here, None if it cannot be read."""
         try:

@@ -1,7 +1,10 @@
 """The names in a recipe: of data sets, models and normalizers, each checked by the room that knows them."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from normsmith.data.augment import parse as parse_augmentation
 from normsmith.data.load import check_name
 from normsmith.errors import NormsmithError
 from normsmith.methods.catalog import parse
@@ -41,6 +44,16 @@ def checked_model(value: Any) -> Any:
     if not is_code(value):
         _told(check_model, value)
     return value
+
+
+def checked_augmentation(value: Any) -> Any:
+    """Operations on samples that are known."""
+    if isinstance(value, str):
+        _told(parse_augmentation, value)
+    return value
+
+
+Augmentations = Annotated[str, BeforeValidator(checked_augmentation)]
 
 
 def _told(check: Any, value: str) -> None:

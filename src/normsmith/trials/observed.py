@@ -1,18 +1,19 @@
 """What a recipe can ask to be recorded of every normalizer at the end of every epoch."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normsmith.doctor.moments import FourMoments
 from normsmith.methods._base import Normalizer
+from normsmith.trials.algorithms import Test
 
 Value = tuple[str, str, float]  # layer, name, value
 
 
-def observed(model: nn.Module, wanted: Collection[str], batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Value]:
+def observed(model: nn.Module, wanted: Collection[str], test: Test) -> Iterator[Value]:
     """The values, layer by layer."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Normalizer)} if wanted else {}
     for name, layer in layers.items():
@@ -24,11 +25,11 @@ def observed(model: nn.Module, wanted: Collection[str], batches: Iterable[tuple[
         if "gains" in wanted and chain is not None:
             yield name, "gain", float(chain.gain.detach())
     if "moments" in wanted:
-        yield from _moments(model, layers, batches)
+        yield from _moments(model, layers, test)
 
 
 @torch.no_grad()
-def _moments(model: nn.Module, layers: dict[str, Normalizer], batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Value]:
+def _moments(model: nn.Module, layers: dict[str, Normalizer], test: Test) -> Iterator[Value]:
     """Of what the normalizers read of one batch in evaluation, the average over channels."""
     found: dict[str, FourMoments] = {}
     handles = []
@@ -41,8 +42,8 @@ def _moments(model: nn.Module, layers: dict[str, Normalizer], batches: Iterable[
         handles.append(layer.register_forward_pre_hook(look))
     try:
         model.eval()
-        x, _ = next(iter(batches))
-        model(x)
+        x, _ = next(iter(test.batches))
+        test.forward(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,8 @@ from normsmith.trials.labels import label_of
 from normsmith.trials.names import is_code
 from normsmith.trials.recipe import Optimizer, Recipe
 
+_SUPERVISED = (("name", "supervised"),)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -36,6 +38,12 @@ class Trial:
     target_accuracy: float | None = None
     searching: bool = False  # one of a search of learning rates: judged on a part of the training set
     reference_batch: int | None = None
+    algorithm: tuple[tuple[str, Any], ...] = _SUPERVISED
+
+    @property
+    def algorithm_name(self) -> str:
+        """How it learns."""
+        return str(dict(self.algorithm)["name"])
 
     @property
     def label(self) -> str:
@@ -78,7 +86,10 @@ class Trial:
         data = asdict(self)
         if not isinstance(self.normalizer, str):
             data["normalizer"] = dict(self.normalizer)
-        return {**data, "schedule": dict(self.schedule), "training": dict(self.training), "label": self.label}
+        parts: dict[str, Any] = {part: dict(getattr(self, part)) for part in _PARTS}
+        if self.algorithm == _SUPERVISED:  # what it is if nothing is said, as in results from before there were others
+            del data["algorithm"], parts["algorithm"]
+        return {**data, **parts, "label": self.label}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Trial":
@@ -86,10 +97,10 @@ class Trial:
         data = {key: value for key, value in data.items() if key != "label"}
         if isinstance(data["normalizer"], dict):
             data["normalizer"] = tuple(data["normalizer"].items())
-        return Trial(**{**data, **{part: _frozen(data[part]) for part in _PARTS}})
+        return Trial(**{**data, **{part: _frozen(data[part]) for part in _PARTS if part in data}})
 
 
-_PARTS = ("schedule", "training")
+_PARTS = ("schedule", "training", "algorithm")
 
 
 def _frozen(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -129,6 +140,8 @@ def plan(recipe: Recipe, device: str, ranks: int = 1) -> list[Trial]:
 
 def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
     training = {**recipe.training.model_dump(mode="json"), "device": device, **({"ranks": ranks} if ranks > 1 else {})}
+    if training["ema"] is None:
+        training["ema"] = recipe.algorithm.ema
     axes = itertools.product(recipe.all_seeds, recipe.datasets, recipe.models, recipe.optimizers, recipe.batch_sizes)
     for seed, dataset, model, optimizer, batch in axes:
         for normalizer in recipe.normalizers:
@@ -149,6 +162,7 @@ def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
                 _frozen(training),
                 recipe.target_accuracy,
                 reference_batch=optimizer.reference_batch,
+                algorithm=_frozen(recipe.algorithm.model_dump(mode="json")),
             )
             yield from _with_rates(trial, optimizer, first=seed == recipe.all_seeds[0])
 

@@ -5,20 +5,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from normsmith.errors import InputError, OptionError
 from normsmith.trials._mistakes import explain
+from normsmith.trials._part import CONFIG, Positive, Share
+from normsmith.trials.algorithm_settings import Settings, SupervisedSettings
 from normsmith.trials.labels import label_of
-from normsmith.trials.names import checked_dataset, checked_model, checked_normalizer
+from normsmith.trials.names import Augmentations, checked_dataset, checked_model, checked_normalizer
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Normalizer = Annotated[str | dict[str, str | None], BeforeValidator(checked_normalizer)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = CONFIG
 
 
 class Optimizer(_Part):
@@ -49,13 +49,13 @@ class Schedule(_Part):
 class Training(_Part):
     """How a trial runs."""
 
-    augment: str | None = None
+    augment: Augmentations | None = None
     """As in `"crop:padding=4, flip, cutout:size=8"`."""
     amp: bool = False
     """Forward under autocast in bfloat16."""
     channels_last: bool = False
-    ema: Share = 0.0
-    """Decay of an average of the weights, which is evaluated instead of them; 0 for none."""
+    ema: Share | None = None
+    """Decay of an average of the weights, which is evaluated instead of them; 0 for none, by default what the algorithm wants."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no limit."""
     patience: Positive | None = None
@@ -89,6 +89,8 @@ class Recipe(_Part):
     epochs: Positive | None = None
     steps: Positive | None = None
     """Instead of epochs: updates of the weights."""
+    algorithm: Settings = SupervisedSettings()
+    """How it learns: "supervised", or "adamatch" on a pair of domains; or a table, {name = "adamatch", threshold = 0.8}."""
     optimizers: Annotated[list[Optimizer], Field(min_length=1)] = [Optimizer()]
     schedule: Schedule = Schedule()
     training: Training = Training()
@@ -112,6 +114,7 @@ class Recipe(_Part):
                 raise ValueError(f"expects each of {what} once: got {', '.join(twice)} several times")
         if self.baseline is not None and self.baseline not in labels:
             raise ValueError(f"expects baseline among the normalizers {', '.join(labels)}: got {self.baseline!r}")
+        self.algorithm.check(self.datasets, self.statistics_batch, self.training.augment)
         part = self.statistics_batch
         for batch in self.batch_sizes:
             if part is not None and batch > part and batch % part:

@@ -6,8 +6,8 @@ from typing import Self
 
 import torch
 
-from normsmith import data
 from normsmith.errors import InputError, OptionError
+from normsmith.trials.algorithms import Sets, kind_of
 from normsmith.trials.build import try_on
 from normsmith.trials.engines import Engine, Errand
 from normsmith.trials.files import Folder
@@ -36,18 +36,35 @@ class Listener:
 
 
 def sweep(
-    recipe: Recipe, folder: Folder, engine: Engine, root: Path | None, listener: Listener, log: tuple[str, ...] = ()
+    recipe: Recipe,
+    folder: Folder,
+    engine: Engine,
+    root: Path | None,
+    listener: Listener,
+    log: tuple[str, ...] = (),
+    *,
+    resume: bool = True,
 ) -> list[Trial]:
-    """Run what is not done yet; all trials of the recipe, those of a search included."""
+    """Run what is not done yet, or with `resume=False` everything; all trials of the recipe, those of a search included."""
     folder.prepare()
     first = plan(recipe, device_of(recipe), engine.ranks)
-    refuse_impossible([t for t in first if folder.manifest(t.identity) is None], root, listener.checking)
+    left = [t for t in first if not resume or folder.manifest(t.identity) is None]
+    refuse_impossible(left, root, listener.checking)
+    if not resume:
+        _discard(first, folder)
     _run(first, folder, engine, root, listener, log)
     searched = {trial: _score(folder, trial) for trial in first if trial.searching}
     second = after_search(recipe, searched)
     if second:
+        if not resume:
+            _discard(second, folder)
         _run(second, folder, engine, root, listener, log)
     return [*first, *second]
+
+
+def _discard(trials: Sequence[Trial], folder: Folder) -> None:
+    for trial in trials:
+        folder.discard(trial.identity)
 
 
 def _run(
@@ -85,13 +102,11 @@ def refuse_impossible(trials: Sequence[Trial], root: Path | None, tell: Callable
     """Raise, with all of them, if some combination of model, normalizer and batch cannot run."""
     kinds = {(t.dataset, t.model, t.normalizer, t.statistics_batch): t for t in trials}
     faults = []
-    loaded: tuple[str, data.Dataset] | None = None
+    loaded: tuple[str, Sets] | None = None
     for number, trial in enumerate(sorted(kinds.values(), key=lambda t: t.dataset)):
         if loaded is None or loaded[0] != trial.dataset:
-            loaded = trial.dataset, data.load(trial.dataset, root)
-        if len(loaded[1].train) < trial.batch:
-            fault = f"{trial.batch} samples for a batch, the training set has {len(loaded[1].train)}"
-        elif trial.statistics_batch < trial.ranks:
+            loaded = trial.dataset, kind_of(trial).load(trial.dataset, None if root is None else str(root))
+        if trial.statistics_batch < trial.ranks:
             fault = f"{trial.ranks} ranks for {trial.statistics_batch} samples, each needs one"
         else:
             fault = try_on(trial, loaded[1])

@@ -1,6 +1,5 @@
-"""The training loop: plain, one for all; what is random in it depends on seed, epoch and step alone, or is in the checkpoint."""
+"""The training loop: plain, one for all algorithms; what is random in it depends on seed, epoch and step alone, or is in the checkpoint."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normsmith.methods._schedules import step_schedules
+from normsmith.models.tasks import Task
 from normsmith.surgery.param_groups import param_groups
+from normsmith.trials.algorithms import Algorithm, Batch, Test, precision
 from normsmith.trials.average import Average
 from normsmith.trials.files import Record
 from normsmith.trials.plan import Trial
@@ -88,9 +89,9 @@ def rate_at(trial: Trial, step: int, total: int) -> float:
 def train_epoch(
     run: Run,
     trial: Trial,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    algorithm: Algorithm,
+    batches: Iterator[Batch],
     total: int,
-    loss_of: Callable[[Any, Tensor], Tensor],
     tell: Callable[[int], None],
     share: Share = ALONE,
 ) -> dict[str, float]:
@@ -102,15 +103,16 @@ def train_epoch(
     samples = 0
     times: list[float] = []
     norms: list[Tensor] = []
-    for x, y in batches:
+    for batch in batches:
         began = time.perf_counter()
         rate = trial.step_size * rate_at(trial, run.step, total)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.zero_grad(set_to_none=True)
-        losses += ((loss, len(x)) for loss in _gradients(run.model, trial, x, y, loss_of, share))
+        size = len(batch[0])
+        losses += ((loss, size) for loss in algorithm.gradients(run.model, batch, run.step / total))
         share.add_gradients(run.model.parameters())
-        samples += len(x)
+        samples += size
         if clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), clip)
         if len(times) % _GRADIENTS_EVERY == 0:
@@ -136,51 +138,31 @@ def train_epoch(
     }
 
 
-def _gradients(
-    model: nn.Module, trial: Trial, x: Tensor, y: Tensor, loss_of: Callable[[Any, Tensor], Tensor], share: Share
-) -> Iterator[Tensor]:
-    """Add the gradients of a batch, of one part after the other where statistics are of parts; the loss of each, as its share."""
-    part = trial.statistics_batch
-    for piece, target in zip(torch.split(x, part), torch.split(y, part), strict=True) if part < len(x) else ((x, y),):
-        with _precision(trial, x.device):
-            loss = loss_of(model(own := share.part(piece)), share.part(target))
-        if len(own) < len(x):
-            loss = loss * (len(own) / len(x))
-        loss.backward()  # type: ignore[no-untyped-call]
-        yield loss.detach()
-
-
 def _weighted(losses: list[tuple[Tensor, int]]) -> Tensor:
     """Their sum, each times its samples."""
     weights = torch.tensor([size for _, size in losses], dtype=torch.float64, device=losses[0][0].device)
     return torch.stack([loss for loss, _ in losses]).double() @ weights
 
 
-def _precision(trial: Trial, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast, where the recipe wants it."""
-    return torch.autocast(device.type, torch.bfloat16) if trial.option("amp") else contextlib.nullcontext()
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     trial: Trial,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    loss_of: Callable[[Any, Tensor], Tensor],
-    score_of: Callable[[Any, Tensor], tuple[Tensor, int]],
+    test: Test,
+    task: Task,
     share: Share = ALONE,
 ) -> tuple[float, float]:
     """Mean loss and score over all batches, in evaluation."""
     model.eval()
     device = next(model.parameters()).device
     losses, right, counted, samples = (torch.zeros((), device=device) for _ in range(4))
-    for whole_x, whole_y in batches:
+    for whole_x, whole_y in test.batches.epoch(0):
         x, y = share.part(whole_x), share.part(whole_y)
-        with _precision(trial, device):
-            output = model(x)
+        with precision(trial, device):
+            output = test.forward(model, x)
         if len(x):
-            losses += loss_of(output, y) * len(x)
-            good, count = score_of(output, y)
+            losses += task.loss(output, y) * len(x)
+            good, count = task.score(output, y)
             right, counted, samples = right + good, counted + count, samples + len(x)
     loss, score, scored, seen = share.sum(torch.stack([losses, right, counted, samples])).tolist()
     return loss / max(seen, 1), score / max(scored, 1)

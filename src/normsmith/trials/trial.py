@@ -1,6 +1,5 @@
 """`run_trial`: one trial from its checkpoint, or from the start, to its results."""
 
-import functools
 import math
 import platform
 import time
@@ -13,19 +12,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from normsmith import data
 from normsmith.errors import ResultsError
 from normsmith.models.tasks import TASKS
+from normsmith.trials.algorithms import Algorithm, begin
 from normsmith.trials.average import Average
 from normsmith.trials.build import build
 from normsmith.trials.files import Folder
 from normsmith.trials.loggers import Journal
-from normsmith.trials.memory import kept_for_backward
+from normsmith.trials.memory import kept_for_backward, watch_peak
 from normsmith.trials.observed import observed
 from normsmith.trials.plan import Trial, source_version
 from normsmith.trials.share import ALONE, Share
 from normsmith.trials.training import Run, evaluate, make_optimizer, train_epoch
 
+_UNTRAINED = 0.1  # share of the first weights in an average that is worth a word
 _PATIENCE = 0.2  # seconds between two words on a trial
 
 
@@ -106,8 +106,7 @@ def attempt(
     outcome: dict[str, Any] = {}
     error = None
     try:
-        dataset = _load(trial.dataset, root)
-        training = Training(trial, identity, dataset, share)
+        training = Training(trial, identity, begin(trial, root, share), share)
         run = training.run
         outcome = training.to_the_end(folder, tell, journal)
     except ResultsError:
@@ -123,11 +122,6 @@ def attempt(
     return run, outcome
 
 
-@functools.lru_cache(maxsize=2)
-def _load(name: str, root: str | None) -> data.Dataset:
-    return data.load(name, root)
-
-
 def environment() -> dict[str, Any]:
     """What a time was measured on."""
     return {
@@ -140,29 +134,17 @@ def environment() -> dict[str, Any]:
 
 
 class Training:
-    """A trial with its data, model and loop."""
+    """A trial with its algorithm, model and loop."""
 
-    def __init__(self, trial: Trial, identity: str, dataset: data.Dataset, share: Share) -> None:
-        self.trial, self.identity, self.dataset, self.share = trial, identity, dataset, share
+    def __init__(self, trial: Trial, identity: str, algorithm: Algorithm, share: Share) -> None:
+        self.trial, self.identity, self.algorithm, self.share = trial, identity, algorithm, share
         self._spoken = time.monotonic()
+        dataset = algorithm.sets[0]
         self.task = TASKS[dataset.task]
-        self.device = torch.device(trial.option("device"))
-        train, test = dataset.train, dataset.test
-        if trial.searching:
-            train, test = train.divided(float(trial.option("validation")), seed=0)
+        self.total = trial.steps or (trial.epochs or 0) * algorithm.steps
         layout = torch.channels_last if trial.option("channels_last") else torch.contiguous_format
-        common: dict[str, Any] = {
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "device": self.device,
-            "memory_format": layout,
-        }
-        self.batches = data.Batches(
-            train, trial.batch, seed=trial.seed, augment=trial.option("augment"), drop_last=len(train) >= trial.batch, **common
-        )
-        self.test = data.Batches(test, 256, shuffle=False, **common)
-        self.total = trial.steps or (trial.epochs or 0) * len(self.batches)
-        model = build(trial, dataset).to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        device = torch.device(trial.option("device"))
+        model = build(trial, dataset).to(device, memory_format=layout)  # type: ignore[call-overload]
         share.join(model)
         average = Average(model, float(trial.option("ema"))) if trial.option("ema") else None
         self.run = Run(model, make_optimizer(model, trial), average)
@@ -172,21 +154,23 @@ class Training:
         state = self.share.agree(folder.checkpoint(self.identity))
         if state is not None:
             self.run.load(state)
+            self.algorithm.load_state(state["algorithm"])
         follow = (lambda _: None) if journal is None else journal.follow
         follow(self.run.records)
         status = "finished"
         while self.run.step < self.total:
             self.share.seed(self.trial.seed, self.run.epoch)
+            peak = watch_peak(torch.device(self.trial.option("device")))
             measured = train_epoch(
                 self.run,
                 self.trial,
-                iter(self.batches.epoch(self.run.epoch)),
+                self.algorithm,
+                self.algorithm.batches(self.run.epoch, self.run.step),
                 self.total,
-                self.task.loss,
                 self._telling(tell),
                 self.share,
             )
-            self._end_epoch(measured)
+            self._end_epoch({**measured, **peak(), **self.algorithm.values()})
             follow(self.run.records)
             if not math.isfinite(measured["train loss"]):
                 status = "diverged"
@@ -194,7 +178,7 @@ class Training:
             if self._has_settled(measured["train loss"]):
                 break
             if self.run.step < self.total:
-                folder.save_checkpoint(self.identity, self.run.state())
+                folder.save_checkpoint(self.identity, {**self.run.state(), "algorithm": self.algorithm.state()})
         if self.trial.option("keep_weights"):
             average = self.run.average
             model = self.run.model if average is None else average.applied(self.run.model)
@@ -211,12 +195,23 @@ class Training:
                 "seconds to target": self._to_target(),
             },
             "memory": self._memory(),
-            "notes": list(self.dataset.notes),
+            "notes": self._notes(),
         }
 
+    def _notes(self) -> list[str]:
+        """What a reader of the results should know."""
+        notes = [note for dataset in self.algorithm.sets for note in dataset.notes]
+        average = self.run.average
+        if average is not None and average.decay**self.run.step > _UNTRAINED:
+            share = f"{100 * average.decay**self.run.step:.0f} %"
+            notes.append(
+                f"the average of weights with ema = {average.decay:g} is {share} first weights after {self.run.step} steps"
+            )
+        return notes
+
     def _memory(self) -> int:
-        x, _ = next(iter(self.batches))
-        return kept_for_backward(self.run.model, self.share.part(x[: self.trial.statistics_batch]))
+        x = next(self.algorithm.batches(0, 0))[0]
+        return kept_for_backward(self.run.model, self.share.part(x[: self.trial.statistics_batch]), self.algorithm.forward)
 
     def _telling(self, tell: Tell) -> Callable[[int], None]:
         """Tell of steps, not too often."""
@@ -233,10 +228,13 @@ class Training:
         """Evaluate and record."""
         run = self.run
         model = run.model if run.average is None else run.average.applied(run.model)
-        loss, accuracy = evaluate(model, self.trial, iter(self.test.epoch(0)), self.task.loss, self.task.score, self.share)
-        values = {**measured, "test loss": loss, "accuracy": accuracy, "seconds": run.seconds}
+        values = dict(measured)
+        for test in self.algorithm.tests:
+            loss, accuracy = evaluate(model, self.trial, test, self.task, self.share)
+            values |= {f"{test.name}test loss": loss, f"{test.name}accuracy": accuracy}
+        values["seconds"] = run.seconds
         run.records += [(run.epoch, run.step, "", name, value) for name, value in values.items()]
-        for layer, name, value in observed(model, self.trial.option("record"), self.test):
+        for layer, name, value in observed(model, self.trial.option("record"), self.algorithm.tests[0]):
             run.records.append((run.epoch, run.step, layer, name, value))
         run.epoch += 1
 

@@ -1,10 +1,11 @@
-"""The four operations for CPU tensors in float32 and float64: loops compiled by numba on first use and then cached on disk.
+"""The operations for CPU tensors in float32 and float64: loops compiled by numba on first use and then cached on disk.
 
     memory.py    addresses instead of arrays
     rows.py, columns.py, merge.py    the loops, sequential, one file a layout
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
+    blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     cache.py     where compiled loops are kept
 
@@ -21,7 +22,16 @@ try:
 
     with cache.in_own_folder():
         from normsmith.kernels.cpu import merge
-        from normsmith.kernels.cpu.launch import ZEROS, cell_affine, cell_grad_input, cell_grad_sums, cell_moments
+        from normsmith.kernels.cpu.launch import (
+            ZEROS,
+            cell_affine,
+            cell_grad_input,
+            cell_grad_sums,
+            cell_moments,
+            move_average,
+            weigh,
+        )
+        from normsmith.kernels.reference import unscale
 
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
@@ -29,4 +39,4 @@ finally:
     if _was_enabled:
         gc.enable()
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments"]
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "unscale", "weigh"]

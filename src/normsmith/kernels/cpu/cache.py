@@ -6,13 +6,13 @@ numba looks only at the file of the function it loads, not at the files of the f
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numba
+
+from normsmith.writing import user_cache
 
 _config: Any = numba.config
 
@@ -22,11 +22,8 @@ def folder() -> Path:
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
-    base = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises for a user without one)
-        base = f"{home}/.cache" if home != "~" else f"{tempfile.gettempdir()}/normsmith-{os.getuid()}"
-    return Path(base) / "normsmith" / source.hexdigest()[:16]
+    base = Path(_config.CACHE_DIR) if _config.CACHE_DIR else user_cache()
+    return base / "normsmith" / source.hexdigest()[:16]
 
 
 @contextlib.contextmanager

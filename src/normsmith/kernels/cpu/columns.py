@@ -9,7 +9,7 @@ runs together.
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.memory import cast, fill, sequential, view
 
 BLOCK = 128  # positions summed in their own type before they go into the float64 sums
 HEIGHT = 8  # positions added at once: the running sums are then loaded and stored once for eight of them
@@ -102,7 +102,7 @@ def _flush(narrow, wide, zero):
 def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean, var, begin, end):
     """Count, mean and variance of every channel of every run, over the elements strictly between the cell's bounds.
 
-    The results are zero at first, and hold the sums until the end of the run.
+    The results hold the sums until the end of the run.
     """
     pivot, inside = np.full(channels, zero), np.full(channels, zero)
     first, second = np.full(channels, zero), np.full(channels, zero)
@@ -111,6 +111,9 @@ def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean
         start, stop = size * part // parts, size * (part + 1) // parts
         counts = view(count, WIDE, run * channels, channels)
         means, squares = view(mean, WIDE, run * channels, channels), view(var, WIDE, run * channels, channels)
+        fill(counts, 0.0)
+        fill(means, 0.0)
+        fill(squares, 0.0)
         if low is None:
             _guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
         else:
@@ -155,11 +158,13 @@ def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bia
 
 @sequential
 def grad_sums(zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, begin, end):
-    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds; zero at first."""
+    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds."""
     first, second = np.full(channels, zero), np.full(channels, zero)
     for run in range(begin, end):
         n, part = run // parts, run % parts
         totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
+        fill(totals, 0.0)
+        fill(products, 0.0)
         middle = view(center, zero, n * step, channels)
         stop = size * (part + 1) // parts
         for start in range(size * part // parts, stop, BLOCK):
@@ -190,6 +195,9 @@ def grad_sums_above(
         n, part = run // parts, run % parts
         totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
         belows = view(below, WIDE, run * channels, channels)
+        fill(totals, 0.0)
+        fill(products, 0.0)
+        fill(belows, 0.0)
         m, k = view(center, zero, n * step, channels), view(scale, zero, n * step, channels)
         b, f = view(bias, zero, n * step, channels), view(floor, zero, n * step, channels)
         stop = size * (part + 1) // parts

@@ -1,16 +1,19 @@
 """From cut tensors to loops: finds the layout, allocates, hands over addresses, merges."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normsmith.cells import layout, statistics_of
-from normsmith.kernels import Bounds, Floor, Sums
-from normsmith.kernels.cpu import columns, merge, parallel, rows, threads
-from normsmith.moments import Pooled
+from normsmith import moments
+from normsmith.cells import layout
+from normsmith.kernels import Bounds, Floor, Sums, reference
+from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
+from normsmith.moments import Moments, Pooled, Weighed
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
@@ -50,68 +53,90 @@ def _addresses(tensors: list[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
-def _layers(block: Tensor) -> list[int]:
+def _layers(block: Tensor) -> range:
     """The addresses of the contiguous block[0], block[1], ..., without making tensors of them."""
     start, size = block.data_ptr(), block.stride(0) * block.element_size()
-    return [start + i * size for i in range(block.shape[0])]
+    return range(start, start + size * block.shape[0], size)
 
 
 def _place(x: Tensor, by_rows: bool) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1 if by_rows else 2)
+    strides = x.stride()
+    return x.data_ptr(), strides[0], strides[1 if by_rows else 2]
+
+
+@cache
+def _loops(name: str, by_rows: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The loop `name` on one core, and on several."""
+    return (
+        getattr(rows if by_rows else columns, name),
+        getattr(parallel, f"rows_{name}" if by_rows else f"columns_{name}"),
+    )
 
 
 def _run(name: str, by_rows: bool, x: Tensor, *arguments: Any) -> None:
     """Call the loop `name` over all cells (rows) or runs (columns), on as many cores as the size deserves."""
+    alone, together = _loops(name, by_rows)
     cells = x.shape[0] * (x.shape[1] if by_rows else _parts(x))
-    zero, cores = ZEROS[x.dtype], threads.available(x.numel())
+    cores = threads.available(x.numel())
     if cores == 0:
-        getattr(rows if by_rows else columns, name)(zero, *arguments, 0, cells)
+        alone(ZEROS[x.dtype], *arguments, 0, cells)
         return
     with threads.turn():
-        getattr(parallel, f"rows_{name}" if by_rows else f"columns_{name}")(zero, *arguments, cells, cores)
+        together(ZEROS[x.dtype], *arguments, cells, cores)
 
 
 def _sizes(x: Tensor, by_rows: bool) -> tuple[int, ...]:
     return (x.shape[1], x.shape[2]) if by_rows else (x.shape[1], x.shape[2], _parts(x))
 
 
-def _statistics(shape: tuple[int, int], x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
+def _statistics(x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
     """Values of shape (N, C) or (1, C) as contiguous tensors of one of these shapes, and the step between samples."""
+    samples, channels, _ = x.shape
+    rows_of_all = 1
+    for v in values:
+        if v.shape[0] != 1:
+            rows_of_all = samples
+    shape, dtype = (rows_of_all, channels), x.dtype
     ready = [
         v
-        if v.shape == shape and v.dtype == x.dtype and v.is_contiguous() and not v.is_neg()
-        else v.to(x.dtype).expand(shape).resolve_neg().contiguous()
+        if v.shape == shape and v.dtype == dtype and v.is_contiguous() and not v.is_neg()
+        else v.to(dtype).expand(shape).resolve_neg().contiguous()
         for v in values
     ]
-    return ready, 0 if shape[0] == 1 else shape[1]
+    return ready, 0 if rows_of_all == 1 else channels
 
 
-def _shared(*values: Tensor) -> bool:
-    return all(v.shape[0] == 1 for v in values)
+def _partial(number: int, x: Tensor, by_rows: bool) -> tuple[Tensor, range]:
+    """Memory for so many results of every cell (rows), or of every channel of every run (columns), and where each begins."""
+    samples, channels, _ = x.shape
+    block = torch.empty((number, samples if by_rows else samples * _parts(x), channels), dtype=torch.float64, device=x.device)
+    return block, _layers(block)
 
 
 def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled:
     x, by_rows = _laid_out(x)
     samples, channels, positions = x.shape
-    bounds = () if within is None else within
-    limits, step = _statistics(statistics_of(x, shared=_shared(*bounds)), x, *bounds)
-    low, high = _addresses(limits) if limits else (None, None)
+    if within is None:
+        low, high, step = None, None, 0
+    else:
+        limits, step = _statistics(x, *within)
+        low, high = _addresses(limits)
     if shared and not by_rows and step == 0:
         x = _single_sample(x)
-    parts = 1 if by_rows else _parts(x)
-    partial = torch.zeros((3, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
-    _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *_layers(partial))
+    partial, places = _partial(3, x, by_rows)
+    _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
     outer = 1 if shared else samples
-    found = torch.empty((3, outer, channels), dtype=x.dtype, device=x.device)
-    merge.merge_moments(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial), *_layers(found))
-    count: int | Tensor = found[0] if within is not None else positions * (samples if shared else 1)
-    return Pooled(found[1], found[2], count)
+    found = torch.empty((3 if within is not None else 2, outer, channels), dtype=x.dtype, device=x.device)
+    mean_at, var_at, count_at = [*_layers(found), 0][:3]
+    merge.merge_moments(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places, count_at, mean_at, var_at)
+    mean, var, *held = found.unbind()
+    return Pooled(mean, var, held[0] if held else positions * (samples if shared else 1))
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
     x, by_rows = _laid_out(x)
     values = (center, scale, bias) if floor is None else (center, scale, bias, floor)
-    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
+    statistics, step = _statistics(x, *values)
     y = torch.empty_like(x)
     where = (*_place(x, by_rows), *_place(y, by_rows), *_sizes(x, by_rows))
     _run("affine", by_rows, x, *where, *_addresses(statistics), *(() if floor is not None else (None,)), step)
@@ -125,22 +150,19 @@ def cell_grad_sums(
     dy = _like(dy, x)
     samples, channels, _ = x.shape
     values = (center, *(floor[1:] if floor is not None else () if within is None else within))
-    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
+    statistics, step = _statistics(x, *values)
     if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
         dy, x = _single_sample(dy), _single_sample(x)
-    parts = 1 if by_rows else _parts(x)
-    found = 2 if floor is None else 3
-    partial = torch.zeros((found, x.shape[0] * parts, channels), dtype=torch.float64, device=x.device)
+    partial, places = _partial(2 if floor is None else 3, x, by_rows)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
     rest = (None, None) if len(values) == 1 else ()
     name = "grad_sums" if floor is None else "grad_sums_above"
-    _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *_layers(partial))
+    _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *places)
     outer = 1 if shared else samples
-    sums = torch.empty((found, outer, channels), dtype=x.dtype, device=x.device)
-    merge.merge_sums(ZEROS[x.dtype], outer, x.shape[0] * parts // outer, channels, *_layers(partial[:2]), *_layers(sums[:2]))
-    if floor is None:
-        return Sums(sums[0], sums[1])
-    return Sums(sums[0], sums[1], partial[2].view(outer, -1, channels).sum(1).to(x.dtype))
+    sums = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
+    merge.merge_sums(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places[:2], *_layers(sums))
+    total, product = sums.unbind()
+    return Sums(total, product, None if floor is None else partial[2].view(outer, -1, channels).sum(1).to(x.dtype))
 
 
 def cell_grad_input(
@@ -157,8 +179,7 @@ def cell_grad_input(
     dy = _like(dy, x)
     bounds = () if within is None else within
     above = () if floor is None else (floor.center, floor.bias, floor.level)
-    values = (scale, slope, pivot, offset, *bounds, *above)
-    statistics, step = _statistics(statistics_of(x, shared=_shared(*values)), x, *values)
+    statistics, step = _statistics(x, scale, slope, pivot, offset, *bounds, *above)
     found: list[int | None] = [*_addresses(statistics)]
     if within is None:
         found[4:4] = [None, None]
@@ -166,3 +187,42 @@ def cell_grad_input(
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
     _run("grad_input" if floor is None else "grad_input_above", by_rows, x, *where, *found, step)
     return dx
+
+
+def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor) -> Weighed:
+    """As `moments.weigh`, which does what the loops cannot."""
+    if not _fit(d_mean, d_var, sources, mean_weights, var_weights):
+        return moments.weigh(d_mean, d_var, sources, mean_weights, var_weights)
+    zero, size = ZEROS[d_mean.dtype], d_mean.element_size()
+    d_weights = torch.empty((2, len(sources)), dtype=d_mean.dtype, device=d_mean.device)
+    p, q, dot_mean, dot_var = (t.data_ptr() for t in (mean_weights, var_weights, *d_weights))
+    found = []
+    for k, m in enumerate(sources):
+        own = torch.empty((2, *m.mean.shape), dtype=d_mean.dtype, device=d_mean.device)
+        own_mean, own_var = own.unbind()
+        values = [t.data_ptr() for t in (d_mean, d_var, m.mean, m.var)]
+        weights, dots = (p + k * size, q + k * size), (dot_mean + k * size, dot_var + k * size)
+        owns = (own_mean.data_ptr(), own_var.data_ptr())
+        blend.weigh_source(zero, *d_mean.shape, *m.mean.shape, *values, *weights, *owns, *dots)
+        found.append((own_mean, own_var))
+    return d_weights[0], d_weights[1], found
+
+
+def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:
+    if not all(a.dtype == v.dtype and a.is_contiguous() and v.is_contiguous() for a, v in zip(averages, values, strict=True)):
+        reference.move_average(averages, values, factors, step)
+        return
+    for average, value, factor in zip(averages, values, factors, strict=True):
+        blend.move(ZEROS[value.dtype], value.numel(), average.data_ptr(), value.data_ptr(), factor, step)
+
+
+def _fit(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], *weights: Tensor) -> bool:
+    """Whether all are contiguous and of one type, statistics of cells, of samples or of channels."""
+    if d_mean.dim() != 2 or d_var.shape != d_mean.shape or d_mean.dtype not in ZEROS:
+        return False
+    samples, channels = d_mean.shape
+    shapes = ((samples, channels), (samples, 1), (1, channels))
+    if not all(m.mean.shape in shapes and m.var.shape == m.mean.shape for m in sources):
+        return False
+    every = (d_mean, d_var, *weights, *(t for m in sources for t in (m.mean, m.var)))
+    return all(t.dtype == d_mean.dtype and t.is_contiguous() and t.is_cpu and not t.is_neg() for t in every)

@@ -1,4 +1,7 @@
-"""Bringing together what several loops found of the same cells: `parts` results of C numbers each, `outer` times."""
+"""Bringing together what several loops found of the same cells: `parts` results of C numbers each, `outer` times.
+
+A count that nobody asks for has no address, 0.
+"""
 
 import numpy as np
 
@@ -8,8 +11,22 @@ WIDE = np.float64(0)
 
 
 @sequential
+def copy(zero, size, source, target):
+    """So many numbers from float64 to the type of `zero`."""
+    wide, narrow = view(source, WIDE, 0, size), view(target, zero, 0, size)
+    for i in range(size):
+        narrow[i] = wide[i]
+
+
+@sequential
 def merge_moments(zero, outer, parts, channels, count, mean, var, count_out, mean_out, var_out):
     """The law of total variance, weighted by counts, in float64; a part that counts nothing changes nothing."""
+    if parts == 1:
+        copy(zero, outer * channels, mean, mean_out)
+        copy(zero, outer * channels, var, var_out)
+        if count_out != 0:
+            copy(zero, outer * channels, count, count_out)
+        return
     total, middle, spread = np.empty(channels), np.empty(channels), np.empty(channels)
     for o in range(outer):
         fill(total, 0.0)
@@ -29,10 +46,12 @@ def merge_moments(zero, outer, parts, channels, count, mean, var, count_out, mea
                 deviation = means[c] - middle[c]
                 spread[c] += counts[c] * (variances[c] + deviation * deviation)
         at = o * channels
-        counts_out, means_out = view(count_out, zero, at, channels), view(mean_out, zero, at, channels)
-        variances_out = view(var_out, zero, at, channels)
+        means_out, variances_out = view(mean_out, zero, at, channels), view(var_out, zero, at, channels)
+        if count_out != 0:
+            counts_out = view(count_out, zero, at, channels)
+            for c in range(channels):
+                counts_out[c] = total[c]
         for c in range(channels):
-            counts_out[c] = total[c]
             means_out[c] = middle[c]
             variances_out[c] = spread[c] / max(total[c], 1.0)
 
@@ -40,6 +59,10 @@ def merge_moments(zero, outer, parts, channels, count, mean, var, count_out, mea
 @sequential
 def merge_sums(zero, outer, parts, channels, first, second, first_out, second_out):
     """Plain sums of both."""
+    if parts == 1:
+        copy(zero, outer * channels, first, first_out)
+        copy(zero, outer * channels, second, second_out)
+        return
     one, two = np.empty(channels), np.empty(channels)
     for o in range(outer):
         fill(one, 0.0)

@@ -1,0 +1,50 @@
+"""What every kernel does with its piece of a tensor.
+
+A tile is `BC` channels by `BS` positions of one sample; element (n, c, s) lies at n*xn + c*xc + s*xs, in int64. In rows xs is 1 and in
+columns xc is: the compiler is told of a stride of one, and orders the threads along it, so both layouts share their kernels. A statistic
+of cell (n, c) lies at n*center_n + c*center_c, say, where a step is 0 if all samples or channels share it. What a method has no use for
+is None, and compiles to nothing.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def positions(t, size, BS: tl.constexpr):
+    """The positions of tile t of a sample, and which of them there are."""
+    s = t * BS + tl.arange(0, BS)
+    return s, s < size
+
+
+@triton.jit
+def load(x, n, c, s, xn, xc, xs, there, TYPE: tl.constexpr):
+    """A tile, widened; zero where nothing is."""
+    return tl.load(x + n * xn + c[:, None] * xc + s[None, :] * xs, mask=there, other=0).to(TYPE)
+
+
+@triton.jit
+def store(y, n, c, s, yn, yc, ys, there, values):
+    """A tile, narrowed to the type of y."""
+    tl.store(y + n * yn + c[:, None] * yc + s[None, :] * ys, values.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def statistic(values, n, c, values_n, values_c, known, TYPE: tl.constexpr):
+    """A statistic of the cells of a tile, as a column."""
+    return tl.load(values + n * values_n + c * values_c, mask=known, other=0).to(TYPE)[:, None]
+
+
+@triton.jit
+def between(values, n, c, low, low_n, low_c, high, high_n, high_c, known, TYPE: tl.constexpr):
+    """Which elements are strictly between the bounds of their cell."""
+    return (statistic(low, n, c, low_n, low_c, known, TYPE) < values) & (
+        values < statistic(high, n, c, high_n, high_c, known, TYPE)
+    )
+
+
+@triton.jit
+def following(i, n, t, tiles):
+    """The number, sample and place of the next tile: the first of the next sample after the last of this one."""
+    last = t + 1 == tiles
+    return i + 1, tl.where(last, n + 1, n), tl.where(last, 0, t + 1)

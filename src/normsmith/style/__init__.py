@@ -1,0 +1,1 @@
+"""Pictures in the style of others, from files to a file: reading and writing them, and training what `models.StyleTransfer` needs."""
