@@ -102,8 +102,7 @@ def adapt(
     _check_options(method, layerwise=layerwise or None, alpha=alpha, n_prior=n_prior, lr=lr, optimizer=optimizer)
     if method == "tent":
         return _tent(model, loader, batches, where, forward, _optimize(lr, optimizer), Ranks(process_group, "adapt"))
-    found = keepers(model, where, "adapt")
-    _check_kept(method, found)
+    found = _adaptable(model, where, method)
     before, source = Before(model, ()), statistics(found)
     try:
         done = recalibrate(
@@ -146,13 +145,16 @@ def _check_options(method: str, **given: object) -> None:
         raise OptionError(f"adapt expects lr above zero: got {lr!r}; try 1e-3")
 
 
-def _check_kept(method: str, layers: dict[Keeper, str]) -> None:
-    for layer, name in layers.items():
+def _adaptable(model: nn.Module, where: Where | None, method: str) -> dict[Keeper, str]:
+    """The layers with statistics, all of a kind that the method can move."""
+    found = keepers(model, where, "adapt")
+    for layer, name in found.items():
         if method == "alpha" and isinstance(layer, WhiteningNormalizer):
             raise ModelError(
                 f"adapt by alpha expects layers whose statistics are means and variances: got {name!r}, which has covariances; "
                 'leave it out with where=, or try method="adabn"'
             )
+    return found
 
 
 def _optimize(lr: float | None, optimizer: Optimize | None) -> Optimize:
