@@ -193,7 +193,7 @@ class _Pass:
                 total += sums.sum(0)
             else:
                 product[mine], total[mine] = own, sums
-        d_center = -(matrix.mT @ total.view(rows, self.groups, -1, 1)).flatten(1)
+        d_center = -(matrix.mT @ total.view(rows, *matrix.shape[1:3], 1)).flatten(1)
         statistics, grads = self.by_autograd(tensors, needed, (d_center, product, total))
         dx = self.gradient_of_x(dy, x, statistics) if needed[0] else None
         return [dx, *grads]
@@ -240,7 +240,7 @@ class _Pass:
             if pivot is None or slope is None:
                 pivot, slope, offset = m.mean, own, own_offset
             else:
-                away = (pivot - m.mean).view(pivot.shape[0], self.groups, -1, 1)
+                away = (pivot - m.mean).view(pivot.shape[0], *own.shape[1:3], 1)
                 slope, offset = slope + own, offset + own_offset + (own @ away).flatten(1)
         return pivot, slope, offset
 

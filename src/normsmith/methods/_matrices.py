@@ -29,7 +29,14 @@ def regular(cov: Tensor, eps: float) -> Tensor:
 def zca(cov: Tensor, eps: float) -> Tensor:
     """Sigma^(-1/2), symmetric: of all matrices that whiten the one that moves the data least."""
     finite, sigma = _sound(regular(cov, eps))
-    return torch.where(finite, _Roots.apply(sigma)[1], torch.nan)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        values, vectors, step = _perturbed(sigma)
+        roots = values.sqrt()
+        one, other = roots.unsqueeze(-1), roots.unsqueeze(-2)
+        found = vectors @ (torch.diag_embed(roots.reciprocal()) - step / (one * other * (one + other))) @ vectors.mT
+    else:
+        found = _Roots.apply(sigma)[1]  # type: ignore[no-untyped-call]
+    return torch.where(finite, found, torch.nan)
 
 
 def pca(cov: Tensor, eps: float, *, scaled: bool = True) -> Tensor:
@@ -38,7 +45,11 @@ def pca(cov: Tensor, eps: float, *, scaled: bool = True) -> Tensor:
     The sign of an eigenvector is free; its largest element is made positive.
     """
     finite, sigma = _sound(regular(cov, eps))
-    values, vectors = _Eigen.apply(sigma)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        values, vectors, step = _perturbed(sigma)
+        values, vectors = values + step.diagonal(dim1=-2, dim2=-1), vectors + vectors @ (step * _turning(values))
+    else:
+        values, vectors = _Eigen.apply(sigma)  # type: ignore[no-untyped-call]
     rows = vectors.mT.flip(-2)
     largest = rows.detach().abs().argmax(-1, keepdim=True)
     rows = rows * torch.where(rows.detach().gather(-1, largest) < 0, -1, 1)
@@ -92,6 +103,17 @@ def _sound(sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Where the matrices are finite, and the identity elsewhere, as a factorization of NaN is an error."""
     finite = sigma.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     return finite, torch.where(finite, sigma, _identity(sigma))
+
+
+def _perturbed(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues and eigenvectors as constants, and in their basis what Sigma is beside them: zero, but its gradient is that of Sigma.
+
+    Functions of all three that are right to first order have the right gradient, in operations that a compiler can follow; where they
+    are differentiated more than once the classes below are needed.
+    """
+    values, vectors = torch.linalg.eigh(sigma.detach())
+    values = values.clamp_min(torch.finfo(values.dtype).tiny)
+    return values, vectors, vectors.mT @ sigma @ vectors - torch.diag_embed(values)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from normsmith.covariance import Covariance, in_rows, of_groups
 from normsmith.errors import InputError, OptionError
-from normsmith.kernels.reference import widened
 from normsmith.methods._base import one_of
 from normsmith.methods._matrices import condition
 from normsmith.methods._options import Running
+from normsmith.methods._parts import widened
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 from normsmith.surroundings import must_stay_plain
@@ -126,7 +126,8 @@ class WhiteningNormalizer(RunningNormalizer):
                 f"track_running_stats={self.track_running_stats}, running={self.running!r}"
             )
         found = of_groups(self.rows)
-        return torch.diagonal_scatter((found + found.mT) / 2, self.running_var.view(self.groups, -1), 0, -2, -1)
+        diagonal = torch.eye(len(self.rows), dtype=torch.bool, device=found.device)
+        return torch.where(diagonal, self.running_var.view(self.groups, -1, 1), (found + found.mT) / 2)
 
     @torch.no_grad()
     def condition(self, x: Tensor | None = None) -> Tensor:

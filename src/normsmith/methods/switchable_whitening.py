@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from normsmith.covariance import Covariance
 from normsmith.errors import OptionError
-from normsmith.kernels.reference import widened
 from normsmith.methods._matrices import check_iterations, newton_schulz
 from normsmith.methods._options import Running
-from normsmith.methods._parts import Ratios, named
+from normsmith.methods._parts import Ratios, named, widened
 from normsmith.methods._whitening import WhiteningNormalizer, finished
 from normsmith.moments import Moments
 from normsmith.plan import Sees
@@ -60,16 +59,15 @@ def mix(
 
 def _statistic(part: str, cells: Covariance, batch: Covariance | None) -> tuple[Tensor, Tensor]:
     """Mean and covariance of one part."""
+    diagonal = torch.eye(cells.cov.shape[-1], dtype=torch.bool, device=cells.cov.device)
     if part == "layer":
         whole = Moments(cells.mean, cells.var, 1).pool(1)
-        return whole.mean, whole.var[..., None, None] * torch.eye(
-            cells.cov.shape[-1], dtype=cells.cov.dtype, device=cells.cov.device
-        )
+        return whole.mean, torch.where(diagonal, whole.var[..., None, None], 0)
     source = batch if part.startswith("batch") else cells
     assert source is not None
     if part.endswith("whitening"):
         return source.mean, source.cov
-    return source.mean, torch.diag_embed(source.cov.diagonal(dim1=-2, dim2=-1))
+    return source.mean, torch.where(diagonal, source.cov, 0)
 
 
 class SwitchableWhitening(WhiteningNormalizer):

@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normsmith.errors import InputError, ModelError, OptionError
 from normsmith.methods._base import one_of
+from normsmith.methods._whitening import WhiteningNormalizer
 from normsmith.methods.instance import InstanceNorm
 from normsmith.moments import Moments
 from normsmith.surgery._batches import check_loader
@@ -101,7 +102,7 @@ def adapt(
     _check_options(method, layerwise=layerwise or None, alpha=alpha, n_prior=n_prior, lr=lr, optimizer=optimizer)
     if method == "tent":
         return _tent(model, loader, batches, where, forward, _optimize(lr, optimizer), Ranks(process_group, "adapt"))
-    found = keepers(model, where, "adapt")
+    found = _adaptable(model, where, method)
     before, source = Before(model, ()), statistics(found)
     try:
         done = recalibrate(
@@ -142,6 +143,18 @@ def _check_options(method: str, **given: object) -> None:
         raise OptionError(f"adapt expects n_prior, a number of samples, of 0 or more: got {prior!r}; try 16")
     if isinstance(lr, int | float) and not lr > 0:
         raise OptionError(f"adapt expects lr above zero: got {lr!r}; try 1e-3")
+
+
+def _adaptable(model: nn.Module, where: Where | None, method: str) -> dict[Keeper, str]:
+    """The layers with statistics, all of a kind that the method can move."""
+    found = keepers(model, where, "adapt")
+    for layer, name in found.items():
+        if method == "alpha" and isinstance(layer, WhiteningNormalizer):
+            raise ModelError(
+                f"adapt by alpha expects layers whose statistics are means and variances: got {name!r}, which has covariances; "
+                'leave it out with where=, or try method="adabn"'
+            )
+    return found
 
 
 def _optimize(lr: float | None, optimizer: Optimize | None) -> Optimize:
