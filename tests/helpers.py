@@ -87,9 +87,7 @@ def oracle_options(layer: Any) -> dict[str, Any]:
 def tensors_of(layer: Any) -> dict[str, Tensor | None]:
     """All parameters and buffers by name, None where the layer has a slot but no tensor; copies that require gradients as they do."""
     slots = {**layer._parameters, **layer._buffers}
-    policies = {"num_batches_skipped", "pending"}  # of which an oracle knows nothing
-    kept = {k: v for k, v in slots.items() if v is not None or k not in policies}
-    return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in kept.items()}
+    return {k: v if v is None else v.detach().clone().requires_grad_(v.requires_grad) for k, v in slots.items()}
 
 
 # Methods that take nothing but x, so that a layer can stand in for any other.
@@ -136,5 +134,5 @@ def accepts(layer: Any, x: Tensor) -> bool:
 
 def is_singular(case: Case, layer: Any, x: Tensor) -> bool:
     """Whether a covariance of this many vectors is singular: then its directions are those of rounding, and so are gradients."""
-    by_covariance = case.entry.across and case.entry.batch_dependent
+    by_covariance = case.entry.across and case.entry.batch_dependent and not case.entry.fitted
     return by_covariance and x.numel() // x.shape[1] <= CHANNELS // layer.groups

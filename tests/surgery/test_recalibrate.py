@@ -112,7 +112,7 @@ class TestOneLayer:
         with ns.collecting(twin), torch.no_grad():
             for batch in batches:
                 twin(**batch)
-        if not case.entry.random:
+        if not (case.entry.random or case.entry.fitted):  # what is fitted goes on from what the first pass left
             for found, expected in zip(statistics(layer), statistics(twin), strict=True):
                 assert_same(found, expected)
 

@@ -27,7 +27,7 @@ def list_methods(*, as_json: Annotated[bool, Parameter(name="--json", negative="
 
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "class", "family", "what it is"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading != "what it is")
     for entry in entries:
         table.add_row(entry.name, f"ns.{entry.class_name}", entry.family, entry.summary)
     Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -58,6 +58,13 @@ class Normalizer(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def keep(self, name: str, buffer: Tensor | None, *, persistent: bool = True) -> None:
+        """A buffer, or no slot for one but an attribute that is None: torch.export miscounts buffers behind an empty slot."""
+        if buffer is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, buffer, persistent=persistent)
+
     def check_input(self, x: Tensor) -> None:
         """Raise unless `x` is a floating (N, num_features, *spatial) that, in training, holds at least one element."""
         name = type(self).__name__

@@ -83,6 +83,7 @@ def write_out_signature(cls: type[Any], base: type[Any]) -> None:
     """Give a class whose constructor passes options on to `base` a signature that names them."""
     own = inspect.signature(cls.__init__)
     if not any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
+        cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # not that of the class it inherits from
         return
     common = {k: p for k, p in inspect.signature(base.__init__).parameters.items() if k not in ("self", "num_features")}
     special = [p for k, p in own.parameters.items() if k != "self" and k not in common and p.kind is not p.VAR_KEYWORD]

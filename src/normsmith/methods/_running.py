@@ -88,10 +88,10 @@ class RunningNormalizer(Normalizer):
         counters = torch.zeros(sizes[:-1], dtype=torch.long, device=device)  # one, unless there are several sets of statistics
         self.register_buffer("num_batches_tracked", counters if tracked else None)
         skipped = torch.tensor(0, dtype=torch.long, device=device)
-        self.register_buffer("num_batches_skipped", skipped if skips else None)
+        self.keep("num_batches_skipped", skipped if skips else None)
         # The micro-batches so far; not part of the state, as steps end whole.
         pending = torch.zeros(self.state_shape(), **where) if tracked and accumulate > 1 else None
-        self.register_buffer("pending", pending, persistent=False)
+        self.keep("pending", pending, persistent=False)
 
     def statistics_shape(self) -> tuple[int, ...]:
         """The shape of the running mean and variance; of several sets of them, each counts its own batches."""

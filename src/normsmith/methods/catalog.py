@@ -118,6 +118,7 @@ _ENTRIES = (
         "each element normalized by the components of a Gaussian mixture, fitted by EM in training",
         CHANNEL,
         fitted=True,
+        across=True,
         detached=True,
         family="mixture",
     ),
