@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import normsmith as ns
+from normsmith.commands.methods import show
 
 
 def call(*arguments, code=0):
@@ -31,9 +32,14 @@ def test_list_as_json_has_the_traits():
     assert {e["name"]: e["batch_dependent"] for e in entries} == {n: e.batch_dependent for n, e in ns.catalog().items()}
 
 
+def test_show_prints_the_card():
+    assert ns.catalog()["group"].card() in call("show", "group").stdout
+
+
 @pytest.mark.parametrize("name", ns.catalog())
-def test_show_prints_the_card(name):
-    printed = call("show", name).stdout
+def test_every_card_is_printed(name, capsys):
+    show(name)
+    printed = capsys.readouterr().out
     assert ns.catalog()[name].card() in printed
     assert "Leaves the output unchanged" in printed
 

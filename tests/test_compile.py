@@ -55,6 +55,7 @@ def test_compiled_equals_eager(case, training):
     assert_same_steps(case, training, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OWN_BUFFERS, ids=str)
 def test_buffers_of_compiled_layers_equal_eager(case):
     if case.entry.random:

@@ -173,7 +173,8 @@ def test_gradcheck(case, backend):
             return layer(x, **dict(zip(numbers, e, strict=True)), **rest)
 
         with as_declared(case):
-            assert torch.autograd.gradcheck(run, (x, *numbers.values()))
+            quick = bool(case.options) and case.entry.across  # random directions, where each entry costs a factorization
+            assert torch.autograd.gradcheck(run, (x, *numbers.values()), fast_mode=quick)
 
 
 @every_case

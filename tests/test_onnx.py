@@ -11,6 +11,7 @@ pytest.importorskip("onnxscript")
 SHAPE = (4, 12, 5, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_onnxruntime_gets_the_same(case):

@@ -35,6 +35,7 @@ def final_loss(method, rate, seed):
     return loss if loss < 10 else float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "share"),
     [("wnn", 0.5), ("wnn:basis=zca", 0.5), ("prong_plus", 0.5), ("gwnn_pre:energy=1.0", 0.5), ("eigennet", 0.7)],
