@@ -136,8 +136,8 @@ def benchmark_page() -> tuple[Path, str]:
         "*Batch norm in columns and in evaluation*: torch's operator does the work, at the speed of memory; the rest is the call.",
         "*RMS norm and adaptive instance norm on small tensors*: torch has no single operator for them; the time is that of calls.",
         "*Methods that torch has not* pay for their small tensors at every call, which tells on small maps. *Mixtures* compute K",
-        "exponentials an element in every pass. *Whitening* is products of matrices, 2 g operations per element and pass; iterative whitening",
-        "takes all channels as one group by default. Both are slowest in columns, where torch's batch norm is fastest.",
+        "exponentials an element in every pass. *Whitening* is products of matrices, 2 g operations per element and pass; the iterative",
+        "kind takes all channels as one group by default. Both are slowest in columns, where torch's batch norm is fastest.",
         "*Inside a network* tensors come from memory, where our batch norm gains less than alone; the interval is wide.",
     ]
     for around in sorted({(r["machine"], r["torch"], r["numba"], r["allocator"]) for r in rows}):
