@@ -48,7 +48,7 @@ def assert_same_steps(case, training, backend):
 
 
 @every_case
-@every_mode
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
 def test_compiled_equals_eager(case, training):
     if training and case.entry.random:
         pytest.skip("a compiled graph draws other numbers")

@@ -53,7 +53,7 @@ def test_local_and_inline_give_the_same_bits(tmp_path):
     assert all(w.score is not None for w in said if w.status == "finished")
 
 
-@pytest.mark.parametrize("how", ["once", "always"])
+@pytest.mark.parametrize("how", ["once", pytest.param("always", marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed(tmp_path, how):
     (tmp_path / "net.py").write_text(NET)
     chosen = trials(models=[f"{tmp_path}/net.py:Net('{how}')"], normalizers=["batch"], epochs=4)
