@@ -74,8 +74,13 @@ def normalize(
 class Step(Protocol):
     """A forward of one tensor that has a backward of its own; `plain` is the same as ordinary differentiable operations."""
 
-    cells: Moments | None
-    batch: Moments | None
+    @property
+    def cells(self) -> Moments | None:
+        """The moments that the last forward was made from, of each sample."""
+
+    @property
+    def batch(self) -> Moments | None:
+        """Those of the batch."""
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
         """The whole forward."""
@@ -96,12 +101,12 @@ def run(step: Step, x: Tensor, given: Sequence[Tensor]) -> Normalized:
     return Normalized(y, step.cells, step.batch)
 
 
-def refuse_captured(found: Sequence[Tensor], mix: Callable[..., object]) -> None:
+def refuse_captured(found: Sequence[Tensor], mix: Callable[..., object], to: str = "normalize") -> None:
     """Raise if what was computed from detached arguments requires a gradient: it came in by another door."""
     if any(value.requires_grad for value in found):
         raise CaptureError(
             "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
-            f"argument does; pass the captured parameter of {mix} through normalize(x, mix, *tensors)"
+            f"argument does; pass the captured parameter of {mix} through {to}(x, mix, *tensors)"
         )
 
 

@@ -14,8 +14,6 @@ Whoever must see plain operations, or differentiates the gradient, gets the same
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,26 +22,16 @@ from normsmith.affine import through
 from normsmith.blocks import Scratch, blocks, in_groups, of, wide, write_map
 from normsmith.cells import cut
 from normsmith.covariance import Covariance
-from normsmith.errors import CaptureError
 from normsmith.kernels.choose import backend_for
 from normsmith.kernels.reference import statistics_type, widened
 from normsmith.moments import Count
-from normsmith.normalize import refuse_batched
+from normsmith.normalize import Normalized, refuse_captured, run
 from normsmith.plan import Sees
-from normsmith.surroundings import must_stay_plain, without_autocast
+from normsmith.surroundings import without_autocast
 from normsmith.world import World
 
 Triple = tuple[Tensor, Tensor, Tensor]  # center, matrix, bias
 Mix = Callable[..., Triple]
-
-
-@dataclass(frozen=True, eq=False)
-class Whitened:
-    """The output, and the moments it was made from, cut from the graph: for running statistics."""
-
-    y: Tensor
-    cells: Covariance | None
-    batch: Covariance | None
 
 
 def whiten_by(
@@ -54,21 +42,14 @@ def whiten_by(
     sees: Sees,
     mask: Tensor | None = None,
     world: World | None = None,
-) -> Whitened:
+) -> Normalized:
     """Multiply the channels of every group of `x` (N, C, *spatial) by the matrix that `mix` says; `mask` is (N, 1, *spatial)."""
     inside = None if mask is None else mask.flatten(2) if mask.dim() > 2 else mask.unsqueeze(2)
     step = _Pass(mix, tuple(t is not None for t in tensors), groups, sees, inside, world)
     given = tuple(t for t in tensors if t is not None)
     x = x if mask is None else torch.where(mask, x, 0)
     with without_autocast(x):
-        if must_stay_plain((x, *given)):
-            return step.plain(x, given)
-        backend_for(x)  # an error where a forced backend cannot take x
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
-            y = _Node.apply(step, x, *given)  # type: ignore[no-untyped-call]
-        else:
-            y = step.forward(x, given)
-    return Whitened(y, step.cells, step.batch)
+        return run(step, x, given)
 
 
 class _Pass:
@@ -83,14 +64,14 @@ class _Pass:
     ) -> None:
         self.mix, self.present, self.groups, self.sees, self.inside, self.world = mix, present, groups, sees, inside, world
 
-    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Whitened:
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
         """The whole forward as ordinary differentiable operations."""
         view = widened(cut(x))
         cells, batch = self.joined(self.plain_moments(view))
         center, matrix, bias = self.mixed(cells, batch, tensors)
         y = (matrix @ in_groups(view - center.unsqueeze(2), self.groups)).flatten(1, 2) + bias.unsqueeze(2)
         y = (y if self.inside is None else torch.where(self.inside, y, 0)).view(x.shape).to(x.dtype)
-        return Whitened(y, cells and cells.detach(), batch and batch.detach())
+        return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
     def plain_moments(self, view: Tensor) -> Covariance | None:
         """Of the batch, or of every sample if the mix wants cells."""
@@ -131,15 +112,12 @@ class _Pass:
 
     def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The output, block by block; what autograd would record of it is recorded by the node instead."""
+        backend_for(x)  # an error where a forced backend cannot take x
         with torch.no_grad():
             self.cells, self.batch = self.joined(self.moments(x))
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.triple = self.mixed(self.cells, self.batch, [t.detach() for t in tensors])
-            if any(value.requires_grad for value in self.triple):
-                raise CaptureError(
-                    "a mix expects every tensor it uses as an argument: got an output that requires a gradient although no "
-                    f"argument does; pass the captured parameter of {self.mix} through whiten_by(x, mix, *tensors)"
-                )
+            refuse_captured(self.triple, self.mix, "whiten_by")
             y = torch.empty_like(cut(x))
             center, matrix, bias = self.triple
             room, together = Scratch(), all(t.shape[0] == 1 for t in self.triple)
@@ -252,27 +230,3 @@ def _of_ranks(batch: Covariance, world: World) -> Covariance:
     every = world.gather(torch.cat([batch.mean, counts, batch.cov.flatten(1)], 1))
     mean, count, cov = torch.split(every, [channels, 1, every.shape[1] - channels - 1], 1)
     return Covariance.made(mean, cov.reshape(-1, *shape), count).pool(0)
-
-
-class _Node(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, step: _Pass, x: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.step = step
-        ctx.save_for_backward(x, *tensors)
-        # Without `data` it is a view of its cut form, and torch refuses to let nn.ReLU(inplace=True) write to a view that a Function made.
-        return step.forward(x, tensors).data
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        needed = ctx.needs_input_grad[1:]
-        x, *tensors = ctx.saved_tensors
-        refuse_batched(grads)
-        with without_autocast(x):
-            if not torch.is_grad_enabled():
-                return None, *ctx.step.backward(grads[0], x, tensors, needed)
-            # The gradient will be differentiated itself. Views, so that a tensor computed from x does not count x twice.
-            x, *tensors = (t.view_as(t) for t in (x, *tensors))
-            y = ctx.step.plain(x, tensors).y
-            inputs = [t for t, need in zip((x, *tensors), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(y, inputs, grads[0], create_graph=True, allow_unused=True))
-            return None, *(next(found) if need else None for need in needed)

@@ -139,7 +139,7 @@ class WhiteningNormalizer(RunningNormalizer):
             return condition(self.covariance(), self.eps)
         self.check_input(x)
         batch = whiten_by(widened(x), self.mix(), None, None, groups=self.groups, sees="batch").batch
-        assert batch is not None
+        assert isinstance(batch, Covariance)
         return condition(batch.cov[0], self.eps)
 
     def evaluated(self) -> tuple[Tensor, Tensor]:
