@@ -79,15 +79,21 @@ def _reduced(
     layers, rows = shape[0], splits.outer * splits.number
     merged = torch.empty(shape, dtype=statistics_type(x), device=x.device)
     parts = torch.empty((layers, rows, tiles.channels), dtype=torch.float64, device=x.device) if splits.number > 1 else merged
-    layer, parts_layer = merged[0].numel(), rows * tiles.channels
+    parts_layer = rows * tiles.channels
     work = (parts, parts_layer, tiles.channels, tiles.size, tiles.along, splits.run, splits.span, splits.number, tiles.blocks)
     launch(kernel, rows * tiles.blocks, x, *arguments, *work, **_constants(tiles, x))
-    if splits.number > 1:
-        height = min(power(splits.number), MERGED)
-        width = min(power(tiles.channels), max(MERGED // height, 4))
-        blocks = -(-tiles.channels // width)
-        sizes = (parts_layer, merged, layer, tiles.channels, splits.number, blocks)
-        launch(merge, splits.outer * blocks, x, parts, *sizes, BC=width, BK=height, **more)
+    return merged if splits.number == 1 else merged_into(merge, merged, parts, splits.outer, tiles.channels, **more)
+
+
+def merged_into(merge: Any, merged: Tensor, parts: Tensor, outer: int, channels: int, **more: Any) -> Tensor:
+    """What several programs found, (layers, outer * programs, channels), merged by a kernel of `reduce` to (layers, outer, channels)."""
+    rows = parts.shape[1]
+    number = rows // outer
+    height = min(power(number), MERGED)
+    width = min(power(channels), max(MERGED // height, 4))
+    blocks = -(-channels // width)
+    sizes = (rows * channels, merged, outer * channels, channels, number, blocks)
+    launch(merge, outer * blocks, parts, parts, *sizes, BC=width, BK=height, **more)
     return merged
 
 
