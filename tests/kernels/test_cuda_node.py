@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import Case, assert_same, example
 from isolated import facts_of, run_python
+from tiles import DEVICE
 
 import normsmith as ns
 from normsmith.kernels import choose, cpu, reference
@@ -16,7 +17,6 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'norm
 from normsmith.kernels import cuda
 from normsmith.kernels.cuda import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = [
     Case("batch"),
     Case("group", {"num_groups": 4}),
