@@ -41,7 +41,7 @@ NATURAL = {
     "prong_plus": Kind(place_natural, Normed, ("eps", "basis", "norm")),
     "gwnn_pre": Kind(place_natural, Truncated, ("eps", "basis", "energy", "rank", "norm")),
     "gwnn_post": Kind(place_post, PostWhitening, ("eps", "energy", "rank", "covariance")),
-    "eigennet": Kind(place_natural, Eigen, ("eps", "clip", "scale")),
+    "eigennet": Kind(place_natural, Eigen, ("eps", "energy", "rank", "clip", "scale")),
 }
 KINDS = {**NATURAL, **{name: Kind(place_weights, Settings, entry.options) for name, entry in CATALOG.items()}}
 
