@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import Case, assert_same, example
 from isolated import facts_of, run_python
+from tiles import DEVICE
 
 import normsmith as ns
 from normsmith.kernels import choose, cpu, reference
@@ -15,7 +16,6 @@ from normsmith.kernels import choose, cpu, reference
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'normsmith[cuda]'")
 from normsmith.kernels import cuda
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = [
     Case("batch"),
     Case("group", {"num_groups": 4}),

@@ -10,7 +10,7 @@ from torch import Tensor
 from normsmith.arithmetic import Arithmetic, AtOnce, Dims
 from normsmith.cells import layout
 from normsmith.kernels.cuda import chip, geometry, launch, reduce, small
-from normsmith.kernels.cuda.geometry import power
+from normsmith.kernels.cuda.geometry import Splits, power
 from normsmith.kernels.reference import statistics_type
 from normsmith.moments import Moments, Pooled, Share
 
@@ -46,7 +46,7 @@ class Held:
     def constants(self, x: Tensor, centered: bool) -> dict[str, Any]:
         """The arguments that a kernel is compiled for."""
         warps = min(max(self.height * self.width // 512, 1), 16)
-        of_type = launch._TYPES[statistics_type(x)]
+        of_type = launch.TYPES[statistics_type(x)]
         return {"warps": warps, "BC": self.height, "BS": self.width, "TYPE": of_type, "WHOLE": self.whole, "CENTERED": centered}
 
 
@@ -138,21 +138,20 @@ class _Standardized:
 
     def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradients of x, weight and bias."""
-        dy, d_x = launch._like(dy, x), torch.empty_like(x)
+        dy, d_x = launch.like(dy, x), torch.empty_like(x)
         samples, channels, _ = x.shape
         span = -(-samples * self.held.blocks // geometry.PROGRAMS)
-        rows = -(-samples // span)
+        splits = Splits(1, samples, span, -(-samples // span))
         wanted = self.weight is not None or self.bias is not None
-        sums = torch.empty((2, rows, channels), dtype=self.mean.dtype, device=x.device) if wanted else None
+        merged = torch.empty((2, 1, channels), dtype=self.mean.dtype, device=x.device) if wanted else None
+        parts = None if merged is None else launch.parts_of(merged, channels, splits)
         places = [item for t in (dy, x, d_x) for item in (t, *t.stride())]
-        given = (*places, self.weight, self.mean, self.inverse, sums, rows * channels, *self.sizes, samples, span)
-        launch.launch(chip.unstandardize, rows * self.held.blocks, x, *given, **self.held.constants(x, self.centered))
-        if sums is None:
+        given = (*places, self.weight, self.mean, self.inverse, parts, splits.number * channels, *self.sizes, samples, span)
+        constants = self.held.constants(x, self.centered)
+        launch.launch(chip.unstandardize, splits.number * self.held.blocks, x, *given, **constants)
+        if merged is None or parts is None:
             return d_x, None, None
-        if rows > 1:
-            merged = sums.new_empty((2, 1, channels))
-            sums = launch.merged_into(reduce.merge_sums, merged, sums, 1, channels, LAYERS=2)
-        d_weight, d_bias = sums.view(2, channels).unbind()
+        d_weight, d_bias = launch.merge_parts(reduce.merge_sums, merged, parts, splits, LAYERS=2).view(2, channels).unbind()
         return d_x, _as(self.weight, d_weight), _as(self.bias, d_bias)
 
 
