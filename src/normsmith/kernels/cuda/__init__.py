@@ -6,6 +6,7 @@
     geometry.py  how a tensor is cut into tiles, and the tiles shared out to programs
     launch.py    from cut tensors to kernels
     small.py     the same for statistics alone
+    mixture.py   the operations of mixtures; their kernels in mixture_kernels.py
 
 No kernel uses atomics: what several programs find of the same cells is merged by one more kernel, in a fixed order, and a result
 repeats to the bit. How the work is shared out follows from the shape alone. Importing this package imports Triton.
