@@ -209,28 +209,3 @@ def test_the_work_is_shared_out(shape, rows, shared):
     assert programs >= min(geometry.PROGRAMS // 2, splits.outer * tiles.blocks * splits.run // geometry.SHORT)
     assert splits.span <= geometry.LONGEST
     assert (splits.number - 1) * splits.span < splits.run <= splits.number * splits.span
-
-
-@pytest.mark.parametrize("shape", [(5, 70), (5, 1), (1, 70)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_derivative_of_standardizing_is_that_of_the_reference(dtype, shape):
-    total, product, scale = (random(5, 70, seed=seed, dtype=dtype) for seed in range(3))
-    inverse = random(*shape, seed=3, dtype=dtype)
-    found, expected = (backend.unscale(total, product, scale, inverse) for backend in (cuda, reference))
-    for a, b in zip(found, expected, strict=True):
-        assert_same(a, b)
-
-
-@pytest.mark.parametrize("step", [0.1, 0.7, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_running_average_moves_as_in_the_reference(dtype, step):
-    size, moved = 300, []
-    values = (random(1, size, dtype=dtype), random(1, size, seed=1, dtype=dtype))
-    for backend in (cuda, reference):
-        averages = (random(size, seed=2, dtype=dtype), random(size, seed=3, dtype=dtype))
-        versions = [t._version for t in averages]
-        backend.move_average(averages, values, (1.0, 1.25), step)
-        assert all(t._version > before for t, before in zip(averages, versions, strict=True)), "autograd would not notice"
-        moved.append(averages)
-    for a, b in zip(*moved, strict=True):
-        assert_same(a, b, tolerance=1e-6 if dtype == torch.float32 else 1e-12)
