@@ -218,7 +218,10 @@ class MixtureNorm(ComponentNormalizer):
             self.pending_counts.mul_(~moved)
         prior = _em.shares_of(counts)
         step = self._step(tracked.max(), self.running_prior.dtype)
-        new = torch.lerp(self.running_prior, prior.to(self.running_prior), torch.as_tensor(step).to(self.running_prior))
+        step = (
+            step.to(self.running_prior) if isinstance(step, Tensor) else step
+        )  # a number is not sent to a GPU, which would wait
+        new = torch.lerp(self.running_prior, prior.to(self.running_prior), step)
         self.running_prior.copy_(torch.where(moved, new, self.running_prior))
         if self.components > 1:
             self._revive(x, mask, fitted, moved)
