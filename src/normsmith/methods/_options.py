@@ -5,7 +5,7 @@ Its signature shows them one by one all the same.
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args, is_typeddict
 
 import torch
 import torch.distributed as dist
@@ -92,10 +92,17 @@ def write_out_signature(cls: type[Any], base: type[Any]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
         cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # not that of the class it inherits from
         return
-    (passed,) = (p.annotation for p in own.parameters.values() if p.kind is p.VAR_KEYWORD)
-    taken = {*own.parameters, *get_args(passed)[0].__annotations__}
-    common = {
-        k: p for k, p in inspect.signature(base.__init__).parameters.items() if k not in ("self", "num_features") and k in taken
-    }
+    common = {k: p for k, p in inspect.signature(base.__init__).parameters.items() if k not in ("self", "num_features")}
+    typed = typed_options(own)
+    if typed:  # a subclass of a user's may pass on whatever it is given
+        common = {k: p for k, p in common.items() if k in own.parameters or k in typed}
     special = [p for k, p in own.parameters.items() if k != "self" and k not in common and p.kind is not p.VAR_KEYWORD]
     cls.__signature__ = own.replace(parameters=[*special, *(own.parameters.get(k, p) for k, p in common.items())])
+
+
+def typed_options(signature: inspect.Signature) -> dict[str, Any]:
+    """What a constructor takes as `**options: Unpack[...]`, with its types; nothing if it does not say."""
+    written = [get_args(p.annotation)[:1] for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return {
+        key: found for (kind,) in filter(None, written) if is_typeddict(kind) for key, found in kind.__annotations__.items()
+    }
