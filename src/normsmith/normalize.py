@@ -34,7 +34,7 @@ from normsmith.errors import BackendError, CaptureError
 from normsmith.kernels import Backend, Bounds, Floor, reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments, Pooled, Pull
-from normsmith.plan import Plan, Sees, add_lines
+from normsmith.plan import Plan, Sees
 from normsmith.surroundings import is_batched, must_stay_plain, without_autocast
 from normsmith.world import World
 
@@ -169,7 +169,7 @@ class _Pass:
         scale = self.affine[1]
         shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
         total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
-        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
+        pull = Pull(by=self.backend)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
             grads = through(pull.tensors, self.given)
@@ -179,14 +179,14 @@ class _Pass:
             grads[-1] = fit(below, tensors[-1])
         if not needed[0]:
             return [None, *grads]
-        lines = self.plan.lines(pull)
-        if not lines:
+        line = self.plan.line(pull)
+        if line is None:
             nothing = torch.zeros_like(scale)
-            lines = [(nothing, nothing, nothing)] if floor is not None else []
-        if not lines:
-            return [self.backend.cell_affine(grad, nothing, scale, nothing).view_as(x), *grads]
+            if floor is None:
+                return [self.backend.cell_affine(grad, nothing, scale, nothing).view_as(x), *grads]
+            line = nothing, nothing, nothing
         within = self.plan.within or self.plan.everywhere(view)
-        return [self.backend.cell_grad_input(grad, view, scale, *add_lines(lines), within, floor).view_as(x), *grads]
+        return [self.backend.cell_grad_input(grad, view, scale, *line, within, floor).view_as(x), *grads]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull
@@ -198,7 +198,7 @@ class _Pass:
         statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
-        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
+        pull = Pull(by=self.backend)
         (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
         grads = through(pull.tensors, [*statistics, *given])
         for i, m in enumerate(sources):

@@ -8,15 +8,14 @@ import pytest
 import torch
 from helpers import Case, assert_same, example
 from isolated import facts_of, run_python
+from tiles import DEVICE
 
 import normsmith as ns
 from normsmith.kernels import choose, cpu, reference
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'normsmith[cuda]'")
 from normsmith.kernels import cuda
-from normsmith.kernels.cuda import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = [
     Case("batch"),
     Case("group", {"num_groups": 4}),
@@ -63,28 +62,6 @@ def test_half_precision_in_and_out(dtype):
     assert found["y"].dtype == found["dx"].dtype == dtype
     for name in ("y", "dx", "weight", "bias"):
         assert_same(found[name], expected[name], name, tolerance=2e-2 if dtype == torch.bfloat16 else 2e-3)
-
-
-def launches(monkeypatch, layer, x):
-    """How many kernels of ours a forward and a backward launch."""
-    counted = [0]
-    real = launch.launch
-
-    def counting(*arguments, **more):
-        counted[0] += 1
-        real(*arguments, **more)
-
-    monkeypatch.setattr(launch, "launch", counting)
-    with ns.backend("cuda"):
-        y = layer(x.requires_grad_())
-    forward = counted[0]
-    y.sum().backward()
-    return forward, counted[0] - forward
-
-
-def test_a_small_batch_norm_is_six_launches_of_ours(monkeypatch):
-    """Moments, affine and running statistics; sums, the derivative of standardizing, and the gradient."""
-    assert launches(monkeypatch, ns.BatchNorm(12).to(DEVICE), example((4, 12, 5), torch.float32).to(DEVICE)) == (3, 3)
 
 
 def test_the_kernels_are_chosen_by_name_alone_on_the_cpu(monkeypatch):

@@ -1,11 +1,10 @@
-"""Four operations on cut tensors, which know no method and no module, and three on statistics; every backend has the same.
+"""Four operations on cut tensors, which know no method and no module, and some on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
     cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
     cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
-    unscale(total, product, scale, inverse)          the derivative of standardizing: of the weight, the mean, the variance
-    weigh(d_mean, d_var, sources, mean_weights, var_weights)  the derivative of `Moments.blend`
+    pool, share, weighted_sum, weigh, standardize, unstandardize, lines    as in `arithmetic.py`, in as few steps as may be
     move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
@@ -17,13 +16,12 @@ Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba)
 work.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from normsmith.derivatives import Weighed
-from normsmith.moments import Moments, Pooled
+from normsmith.arithmetic import Arithmetic
+from normsmith.moments import Pooled
 
 Bounds = tuple[Tensor, Tensor]
 
@@ -45,7 +43,7 @@ class Sums(NamedTuple):
     below: Tensor | None = None
 
 
-class Backend(Protocol):
+class Backend(Arithmetic, Protocol):
     """A module with these operations."""
 
     def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
@@ -74,12 +72,6 @@ class Backend(Protocol):
         within: Bounds | None = None,
         floor: Floor | None = None,
     ) -> Tensor: ...
-
-    def unscale(self, total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def weigh(
-        self, d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor
-    ) -> Weighed: ...
 
     def move_average(
         self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float

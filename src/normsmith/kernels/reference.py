@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from normsmith.derivatives import unscale, weigh
+from normsmith.arithmetic import lines, pool, share, standardize, unstandardize, weigh, weighted_sum
 from normsmith.kernels import Bounds, Floor, Sums
 from normsmith.moments import Moments, Pooled
 
@@ -12,10 +12,15 @@ __all__ = [
     "cell_grad_input",
     "cell_grad_sums",
     "cell_moments",
+    "lines",
     "move_average",
+    "pool",
+    "share",
+    "standardize",
     "statistics_type",
-    "unscale",
+    "unstandardize",
     "weigh",
+    "weighted_sum",
     "widened",
 ]
 

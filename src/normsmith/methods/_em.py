@@ -35,10 +35,20 @@ def least_share(components: int) -> float:
     return max(1e-3 / components, 1e-4)
 
 
+def per_mixture(counts: Tensor, joint: bool) -> Tensor:
+    """How much each component counts: for all channels together, (K, 1), or for each, (K, C)."""
+    return counts.mean(1, keepdim=True) if joint else counts
+
+
+def shares_of(counts: Tensor) -> Tensor:
+    """The priors that so much of each component makes."""
+    return counts / counts.sum(0, keepdim=True)
+
+
 def maximise(found: Moments, joint: bool) -> Mixture:
     """The mixture that weighted moments make."""
-    counts = found.counts().mean(1, keepdim=True) if joint else found.counts()
-    return Mixture(counts / counts.sum(0, keepdim=True), found.mean, found.var.clamp_min(FLOOR))
+    prior = shares_of(per_mixture(found.counts(), joint))
+    return Mixture(prior, found.mean, found.var.clamp_min(FLOOR))
 
 
 def alone(mixture: Mixture) -> Mixture:

@@ -32,7 +32,7 @@ try:
             move_average,
             weigh,
         )
-        from normsmith.kernels.reference import unscale
+        from normsmith.kernels.reference import lines, pool, share, standardize, unstandardize, weighted_sum
 
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
@@ -40,4 +40,5 @@ finally:
     if _was_enabled:
         gc.enable()
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "unscale", "weigh"]
+__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "lines", "move_average", "pool", "share"]
+__all__ += ["standardize", "unstandardize", "weigh", "weighted_sum"]
