@@ -160,3 +160,12 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         session._device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert session._device("auto") == "cuda"
+
+
+def test_types_are_those_that_rows_tell_apart():
+    assert session._kinds(None, "cpu") == session._kinds(["float32"], "cpu") == ["float32"]
+    assert session._kinds(None, "cuda") == ["float32", "bfloat16"]
+    assert session._kinds(["float16"], "cuda") == ["float16"]
+    for wanted, device in ((["bfloat16"], "cpu"), (["int8"], "cuda")):
+        with pytest.raises(ns.OptionError, match="bench expects"):
+            session._kinds(wanted, device)

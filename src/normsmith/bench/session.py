@@ -1,7 +1,7 @@
 """One call of `normsmith bench`: choose the subjects, measure, print, save."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from normsmith.kernels import choose
 from normsmith.methods.catalog import catalog, find
 from normsmith.surgery._console import follow
 
+_FILES = {"cpu": "cpu", "cuda": "gpu"}
 NETWORK_ROUNDS = 4  # for each round of the rest: a difference of two steps is noisier than a time
 
 
@@ -33,6 +34,30 @@ def _device(wanted: str) -> str:
     if wanted == "cuda" and not there:
         raise OptionError("bench expects an NVIDIA GPU for --device cuda: torch sees none; leave it out to measure on the CPU")
     return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def _kinds(wanted: list[str] | None, device: str) -> list[str]:
+    """The types to measure in: on the CPU float32 alone, which its rows stand for."""
+    if device == "cpu" and wanted not in (None, ["float32"]):
+        raise OptionError(f"bench expects float32 on the CPU: got {', '.join(wanted or ())}; other types are measured on a GPU")
+    return _among("types", wanted or (["float32"] if device == "cpu" else ["float32", "bfloat16"]), tuple(DTYPES))
+
+
+def _collected(done: Iterable[suite.Row], console: Console, file: Path | None, device: str) -> list[suite.Row]:
+    """All rows; printed as they come where nobody watches, and saved shape by shape."""
+    rows: list[suite.Row] = []
+    unsaved: list[suite.Row] = []
+    for row in done:
+        if file and unsaved and unsaved[-1].shape != row.shape:
+            record.append(file, unsaved, device)
+            unsaved = []
+        rows.append(row)
+        unsaved.append(row)
+        if not console.is_terminal:
+            console.print("  ".join(tables.cells(row)), soft_wrap=True)
+    if file and unsaved:
+        record.append(file, unsaved, device)
+    return rows
 
 
 def run(
@@ -55,26 +80,14 @@ def run(
     layouts, modes = _among("layouts", layouts, LAYOUTS), _among("modes", modes, MODES)
     backend = _among("a backend", [backend], choose.NAMES)[0]
     device = _device(device)
-    kinds = _among("types", dtypes, tuple(DTYPES)) if dtypes else ["float32"] if device == "cpu" else ["float32", "bfloat16"]
+    kinds = _kinds(dtypes, device)
     if rounds < 1:
         raise OptionError(f"bench expects at least one round: got {rounds}; try 11")
     sizes = [parse_shape(shape) for shape in shapes] if shapes else SHAPES if device == "cpu" else GPU_SHAPES
     console = Console(stderr=as_json)
     plan = subjects(names, sizes, layouts, modes, device, kinds)
-    name = "cpu" if device == "cpu" else "gpu"
-    rows: list[suite.Row] = []
-    unsaved: list[suite.Row] = []
     done = suite.run(plan, rounds, oracles if oracles.is_dir() else None, backend)
-    for row in follow(done, len(plan), "measuring", console):
-        if save and unsaved and unsaved[-1].shape != row.shape:
-            record.append(save / f"{name}.csv", unsaved, device)
-            unsaved = []
-        rows.append(row)
-        unsaved.append(row)
-        if not console.is_terminal:
-            console.print("  ".join(tables.cells(row)), soft_wrap=True)
-    if save and unsaved:
-        record.append(save / f"{name}.csv", unsaved, device)
+    rows = _collected(follow(done, len(plan), "measuring", console), console, save and save / f"{_FILES[device]}.csv", device)
     around = record.circumstances(device)
     title = f"{around['machine']}, torch {around['torch']}, allocator {around['allocator']}"
     if console.is_terminal:

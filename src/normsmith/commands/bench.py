@@ -42,7 +42,7 @@ def bench(
     device
         cpu, cuda, or auto (default): a GPU where there is one. There shapes are those of ResNet-50, nnU-Net and a transformer.
     dtypes
-        float32, bfloat16, float16 (default: float32, on a GPU bfloat16 too).
+        float32, bfloat16, float16 on a GPU (default: the first two); on the CPU float32 alone.
     oracles
         A folder with the formulas in plain torch, as in a checkout; left out if it does not exist.
     save

@@ -8,6 +8,7 @@
     chip.py      the kernels that read x once, and whole.py from untaken moments to them
     statistics.py  the kernels for statistics alone
     small.py     from statistics to these kernels
+    mixture.py   the operations of mixtures; their kernels in mixture_kernels.py
 
 No kernel uses atomics: what several programs find of the same cells is merged by one more kernel, in a fixed order, and a result
 repeats to the bit. How the work is shared out follows from the shape alone. Importing this package imports Triton.
