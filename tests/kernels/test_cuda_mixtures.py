@@ -172,7 +172,6 @@ def test_the_work_is_shared_out(number, rows):
 def test_how_many_kernels_a_layer_launches(size, extra, monkeypatch):
     """Moments, affine; sums, gradient; and where cells are cut a merge of each but the affine. None is run here."""
     launched = []
-    monkeypatch.setattr(cuda, "launch", lambda kernel, *rest, **more: launched.append(kernel))
     monkeypatch.setattr(launch, "launch", lambda kernel, *rest, **more: launched.append(kernel))
     layer, x = ns.UAN(12).to(DEVICE), example(size, torch.float32).to(DEVICE).requires_grad_()
     with ns.backend("cuda"):

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from normsmith.kernels import Sums
+from normsmith.kernels.cuda import launch, reduce
 from normsmith.kernels.cuda import mixture_kernels as kernels
-from normsmith.kernels.cuda import reduce
 from normsmith.kernels.cuda.geometry import Splits, Tiles, fold_samples, power
-from normsmith.kernels.cuda.launch import constants, laid_out, launch, like, merge_parts, parts_of, work_of
 from normsmith.kernels.mixtures import By, Density, Draw
 from normsmith.kernels.reference import statistics_type
 from normsmith.moments import Moments
@@ -45,7 +44,7 @@ class _Work:
         self.tiles = Tiles.of(self.x, self.depth * held)
 
     def constants(self) -> dict[str, Any]:
-        return {**constants(self.tiles, self.x), "BK": self.depth}
+        return {**launch.constants(self.tiles, self.x), "BK": self.depth}
 
     def of(self, by: By, *tables: Tensor) -> tuple[Any, ...]:
         """The arguments of a kernel that say where elements are, what tells their shares, and what else there is of components."""
@@ -55,20 +54,20 @@ class _Work:
 
     def launch(self, kernel: Any, splits: Splits, parts: Tensor | None, arguments: tuple[Any, ...], **more: Any) -> None:
         """A kernel over all tiles, which puts what it finds of the components into the parts, if anything."""
-        sizes = (self.number, self.points, *work_of(parts, self.tiles, splits))
-        launch(kernel, splits.number * self.tiles.blocks, self.x, *arguments, *sizes, **self.constants(), **more)
+        sizes = (self.number, self.points, *launch.work_of(parts, self.tiles, splits))
+        launch.launch(kernel, splits.number * self.tiles.blocks, self.x, *arguments, *sizes, **self.constants(), **more)
 
     def reduced(self, kernel: Any, merge: Any, layers: int, arguments: tuple[Any, ...], **more: Any) -> Tensor:
         """What a kernel finds of every component and channel, (layers, K, C)."""
         splits, channels = Splits.of(self.tiles, True), self.tiles.channels
         merged = torch.empty((layers, self.number, channels), dtype=statistics_type(self.x), device=self.x.device)
-        parts = parts_of(merged, self.number * channels, splits)
+        parts = launch.parts_of(merged, self.number * channels, splits)
         self.launch(kernel, splits, parts, arguments, **more)
-        return merge_parts(merge, merged, parts, splits, **({"LAYERS": layers} if merge is reduce.merge_sums else {}))
+        return launch.merge_parts(merge, merged, parts, splits, **({"LAYERS": layers} if merge is reduce.merge_sums else {}))
 
 
 def shares(x: Tensor, density: Density, *, measures: bool = True, masked: bool = False) -> tuple[Tensor, Moments | None]:
-    x = laid_out(x)
+    x = launch.laid_out(x)
     number, channels = density.mean.shape
     (view,) = fold_samples(x)
     depth = power(number)
@@ -76,8 +75,8 @@ def shares(x: Tensor, density: Density, *, measures: bool = True, masked: bool =
     found = torch.empty((number, x.shape[0], x.shape[2]), dtype=statistics_type(x), device=x.device)
     tables = (_table(density.constant, number, 1), *(_table(t, number, channels) for t in (density.mean, density.precision)))
     sizes = (number, view.shape[0] * view.shape[2], channels, tiles.size, tiles.along)
-    more = {**constants(tiles, view), "BK": depth, "MASKED": masked}
-    launch(kernels.joint_shares, tiles.samples * tiles.along, view, *_placed(view), *tables, found, *sizes, **more)
+    more = {**launch.constants(tiles, view), "BK": depth, "MASKED": masked}
+    launch.launch(kernels.joint_shares, tiles.samples * tiles.along, view, *_placed(view), *tables, found, *sizes, **more)
     return found, weighted_moments(x, found, masked=masked) if measures else None
 
 
@@ -86,25 +85,25 @@ def _components(by: By) -> int:
 
 
 def weighted_moments(x: Tensor, by: By, *, masked: bool = False) -> Moments:
-    work = _Work(_components(by), laid_out(x))
+    work = _Work(_components(by), launch.laid_out(x))
     found = work.reduced(kernels.moments, reduce.merge_moments, 3, work.of(by), MASKED=masked)
     return Moments(*found.unbind())
 
 
 def weighted_affine(x: Tensor, by: By, center: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    x = laid_out(x)
+    x = launch.laid_out(x)
     y = torch.empty_like(x)
     work = _Work(_components(by), x, y)
     tiles, level = work.tiles, _table(bias, 1, x.shape[1])
     sizes = (work.number, work.points, tiles.channels, tiles.size, tiles.along, tiles.blocks)
     programs = tiles.samples * tiles.blocks * tiles.along
-    launch(kernels.affine, programs, x, *work.of(by, center, scale), level, *sizes, **work.constants())
+    launch.launch(kernels.affine, programs, x, *work.of(by, center, scale), level, *sizes, **work.constants())
     return y
 
 
 def weighted_grad_sums(dy: Tensor, x: Tensor, by: By, center: Tensor, *, masked: bool = False) -> Sums:
-    x = laid_out(x)
-    work = _Work(_components(by), like(dy, x), x)
+    x = launch.laid_out(x)
+    work = _Work(_components(by), launch.like(dy, x), x)
     sums = work.reduced(kernels.grad_sums, reduce.merge_sums, 2, work.of(by, center), MASKED=masked)
     return Sums(*sums.unbind())
 
@@ -112,9 +111,9 @@ def weighted_grad_sums(dy: Tensor, x: Tensor, by: By, center: Tensor, *, masked:
 def weighted_grad_input(
     dy: Tensor, x: Tensor, by: By, scale: Tensor, draw: Draw, *, through: bool, masked: bool = False
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    x = laid_out(x)
+    x = launch.laid_out(x)
     dx, through = torch.empty_like(x), through and isinstance(by, Density)
-    work = _Work(_components(by), like(dy, x), x, dx, held=2)
+    work = _Work(_components(by), launch.like(dy, x), x, dx, held=2)
     arguments = work.of(by, scale, draw.center, draw.offset, draw.slope, draw.mean, draw.var)
     if not through:
         work.launch(kernels.grad_input, Splits.single(work.tiles), None, arguments, THROUGH=False, MASKED=masked)
