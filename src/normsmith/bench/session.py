@@ -1,7 +1,7 @@
 """One call of `normsmith bench`: choose the subjects, measure, print, save."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +35,19 @@ def _device(wanted: str) -> str:
     return "cuda" if there and wanted != "cpu" else "cpu"
 
 
+def _saved(done: Iterable[suite.Row], file: Path | None, device: str) -> Iterator[suite.Row]:
+    """The rows as they come, appended to the file shape by shape, so that a kill loses one shape at most."""
+    unsaved: list[suite.Row] = []
+    for row in done:
+        if file and unsaved and unsaved[-1].shape != row.shape:
+            record.append(file, unsaved, device)
+            unsaved = []
+        unsaved.append(row)
+        yield row
+    if file and unsaved:
+        record.append(file, unsaved, device)
+
+
 def run(
     *,
     methods: list[str] | None,
@@ -50,7 +63,7 @@ def run(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure, print and save; rows are saved shape by shape, so that a kill loses one shape at most."""
+    """Measure, print and save."""
     names = [find(name).name for name in methods] if methods else list(catalog())
     layouts, modes = _among("layouts", layouts, LAYOUTS), _among("modes", modes, MODES)
     backend = _among("a backend", [backend], choose.NAMES)[0]
@@ -63,18 +76,11 @@ def run(
     plan = subjects(names, sizes, layouts, modes, device, kinds)
     name = "cpu" if device == "cpu" else "gpu"
     rows: list[suite.Row] = []
-    unsaved: list[suite.Row] = []
     done = suite.run(plan, rounds, oracles if oracles.is_dir() else None, backend)
-    for row in follow(done, len(plan), "measuring", console):
-        if save and unsaved and unsaved[-1].shape != row.shape:
-            record.append(save / f"{name}.csv", unsaved, device)
-            unsaved = []
+    for row in follow(_saved(done, save and save / f"{name}.csv", device), len(plan), "measuring", console):
         rows.append(row)
-        unsaved.append(row)
         if not console.is_terminal:
             console.print("  ".join(tables.cells(row)), soft_wrap=True)
-    if save and unsaved:
-        record.append(save / f"{name}.csv", unsaved, device)
     around = record.circumstances(device)
     title = f"{around['machine']}, torch {around['torch']}, allocator {around['allocator']}"
     if console.is_terminal:
