@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normsmith.derivatives import Known, Weighed, fit, unscale, weigh
 
-__all__ = ["Arithmetic", "Dims", "Line", "Pair", "Pulled", "Unstandardized", "lines", "pool", "share", "standardize"]
+__all__ = ["Arithmetic", "AtOnce", "Dims", "Line", "Pair", "Pulled", "Unstandardized", "lines", "pool", "share", "standardize"]
 __all__ += ["unstandardize", "weigh", "weighted_sum"]
 
 Dims = int | tuple[int, ...]
@@ -30,6 +30,15 @@ class Unstandardized(NamedTuple):
     var: Tensor
     weight: Tensor | None
     bias: Tensor | None
+
+
+class AtOnce(Protocol):
+    """Data standardized by a backend that needs no moments for it, or finds them on the way."""
+
+    y: Tensor
+
+    def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The gradients of x, weight and bias."""
 
 
 class Arithmetic(Protocol):

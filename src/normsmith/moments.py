@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from normsmith import arithmetic
-from normsmith.arithmetic import Arithmetic, Dims, Pair
+from normsmith.arithmetic import Arithmetic, AtOnce, Dims, Pair
 from normsmith.derivatives import fit
 
 Count = int | Tensor
@@ -200,6 +200,10 @@ class Moments:
         if isinstance(self.count, Tensor):
             return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
         return self.var * (self.count / max(self.count - 1, 1))
+
+    def at_once(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool) -> AtOnce | None:
+        """The data that these are of, standardized, by a backend that can without taking them first."""
+        return None
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""

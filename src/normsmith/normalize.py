@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from normsmith.affine import Standardized, Triple, pull_triple, through
+from normsmith.arithmetic import AtOnce
 from normsmith.cells import cut, statistics_of
 from normsmith.derivatives import fit
 from normsmith.errors import BackendError, CaptureError
@@ -119,6 +120,7 @@ class _Pass:
     affine: Affine
     level: Tensor | None = None  # the floor, spread
     given: Sequence[Tensor]  # the tensors of the mix, detached
+    whole: AtOnce | None = None  # output and backward of a backend that has both in one pass
     closed: Standardized | None = None  # what the mix made of them, if its derivative needs no autograd
 
     def __init__(self, plan: Plan, mix: Mix, present: tuple[bool, ...], floored: bool) -> None:
@@ -141,14 +143,17 @@ class _Pass:
         self.backend = backend = backend_for(x)
         with without_autocast(x):
             view = cut(x)
-            self.cells, self.batch = self.plan.moments(backend, view)
+            self.cells, self.batch = self.plan.moments(backend, view, later=True)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
+                if isinstance(found, Standardized) and found.is_closed(self.given):
+                    self.closed = found
+                    self.whole = None if self.floored else found.at_once()
+                    if self.whole is not None:
+                        return self.whole.y.view_as(x)
                 self.affine, self.level = self.mapped(view, found, self.given)
             refuse_captured(self.affine, self.mix)
-            if isinstance(found, Standardized) and found.is_closed(self.given):
-                self.closed = found
             return backend.cell_affine(view, *self.affine, self.level).view_as(x)
 
     def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Tensor | None]:
@@ -164,6 +169,8 @@ class _Pass:
     def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
+        if self.whole is not None:
+            return self.backward_of_whole(self.whole, dy, x)
         floor = None if self.level is None else Floor(*self.affine, self.level)
         everywhere = self.plan.everywhere(view) if floor is None else None
         scale = self.affine[1]
@@ -187,6 +194,16 @@ class _Pass:
             line = nothing, nothing, nothing
         within = self.plan.within or self.plan.everywhere(view)
         return [self.backend.cell_grad_input(grad, view, scale, *line, within, floor).view_as(x), *grads]
+
+    def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
+        """The same where it is one pass."""
+        self.cells = None  # which, not taken, would keep x as long as there is a graph
+        assert self.closed is not None
+        d_x, *rest = whole.backward(cut(dy), cut(x))
+        found = [
+            (t, d) for t, d in zip((self.closed.weight, self.closed.bias), rest, strict=True) if t is not None and d is not None
+        ]
+        return [d_x.view_as(x), *through(found, self.given)]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull

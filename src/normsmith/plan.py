@@ -43,10 +43,12 @@ class Plan:
         limit = torch.full((1, view.shape[1]), math.inf, dtype=view.dtype, device=view.device)
         return -limit, limit
 
-    def moments(self, backend: Backend, view: Tensor) -> tuple[Pooled | None, Pooled | None]:
-        """(cells, batch), None for what the method does not see."""
+    def moments(self, backend: Backend, view: Tensor, *, later: bool = False) -> tuple[Pooled | None, Pooled | None]:
+        """(cells, batch), None for what the method does not see; `later`, not before somebody asks for them, as long as x stands."""
         if self.sees == "nothing":
             return None, None
+        if later and self.sees == "cells" and self.within is None and self.mask is None:
+            return backend.cells_later(view), None
         found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
         if self.within is not None:
             found = _spoiled(found, self.within, self.sees == "batch")

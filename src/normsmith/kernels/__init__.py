@@ -1,6 +1,7 @@
 """Four operations on cut tensors, which know no method and no module, and some on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
+    cells_later(x)                                   the same of cells, which may wait until somebody asks for their values
     cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
     cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
@@ -47,6 +48,8 @@ class Backend(Arithmetic, Protocol):
     """A module with these operations."""
 
     def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
+
+    def cells_later(self, x: Tensor) -> Pooled: ...
 
     def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor: ...
 

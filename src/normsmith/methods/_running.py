@@ -187,7 +187,7 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
-        if not final and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum):
+        if batches is None and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum, final=final):
             return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype

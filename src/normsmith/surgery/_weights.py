@@ -40,6 +40,6 @@ def place_weights(request: Request) -> Reparametrization:
 def _rows(placement: Placement) -> list[Row]:
     found = []
     for row in placement.rows:
-        fresh = () if row.reason else (f"{row.rows} rows of {row.fan_in}", f"weight moved by {row.change:.2g}")
+        fresh = () if row.reason else (f"{row.rows} rows of {row.fan_in}", row.words)
         found.append(Row(row.layer, row.kind, None if row.reason else placement.name, fresh=fresh, reason=row.reason))
     return found

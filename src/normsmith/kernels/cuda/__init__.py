@@ -5,6 +5,7 @@
     apply.py     the kernels that write a tensor of the size of x
     geometry.py  how a tensor is cut into tiles, and the tiles shared out to programs
     launch.py    from cut tensors to kernels
+    chip.py      the kernels that read x once, and whole.py from untaken moments to them
     statistics.py  the kernels for statistics alone
     small.py     from statistics to these kernels
     mixture.py   the operations of mixtures; their kernels in mixture_kernels.py
@@ -28,6 +29,17 @@ from normsmith.kernels.cuda.small import (
     weigh,
     weighted_sum,
 )
+from normsmith.kernels.cuda.whole import cells_later
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "lines", "move_average", "pool", "share"]
+__all__ = [
+    "cell_affine",
+    "cell_grad_input",
+    "cell_grad_sums",
+    "cell_moments",
+    "cells_later",
+    "lines",
+    "move_average",
+    "pool",
+    "share",
+]
 __all__ += ["standardize", "unstandardize", "weigh", "weighted_sum"]

@@ -15,7 +15,7 @@ from normsmith.kernels.cuda.geometry import MERGED, Splits, Tiles, fold_cells, f
 from normsmith.kernels.reference import statistics_type
 from normsmith.moments import Pooled
 
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}  # of statistics
 Steps = tuple[Any, ...]  # tensors, each with its strides
 
 
@@ -68,7 +68,7 @@ def _statistics(*values: Tensor | None) -> Steps:
 
 def constants(tiles: Tiles, x: Tensor) -> dict[str, Any]:
     """How large the tiles of a kernel are, and what type it reckons in."""
-    return {"warps": tiles.warps, "BC": tiles.height, "BS": tiles.width, "TYPE": _TYPES[statistics_type(x)]}
+    return {"warps": tiles.warps, "BC": tiles.height, "BS": tiles.width, "TYPE": TYPES[statistics_type(x)]}
 
 
 def _reduced(

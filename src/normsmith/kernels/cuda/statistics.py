@@ -107,6 +107,49 @@ def _pulled(
 
 
 @triton.jit
+def _to_moments(
+    program, results, members, inner, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels,
+    mean, d_mean, d_var, BR: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The gradients of mean and variance."""
+    r, known, first = _results(program, results, members, inner, BR)
+    by_mean, by_var = tl.zeros((BR, BM), tl.float32), tl.zeros((BR, BM), tl.float32)
+    start = tl.zeros((), tl.int64)
+    while start < members:
+        i, there = _members(first, known, start, members, inner, BM)
+        a, b, slope, one = _pulled(i, there, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels)
+        by_mean -= slope * a
+        by_var -= slope * one * (b * one) * 0.5
+        start += BM
+    found, found_var = tl.sum(by_mean, 1), tl.sum(by_var, 1)
+    if mean is not None:  # of data that were not centered
+        found = 2 * tl.load(mean + r, mask=known, other=0) * found_var
+    tl.store(d_mean + r, found, mask=known)
+    tl.store(d_var + r, found_var, mask=known)
+
+
+@triton.jit
+def _to_weights(
+    program, results, members, inner, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels,
+    d_weight, d_bias, BR: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The gradients of weight and bias."""
+    r, known, first = _results(program, results, members, inner, BR)
+    by_weight, by_bias = tl.zeros((BR, BM), tl.float32), tl.zeros((BR, BM), tl.float32)
+    start = tl.zeros((), tl.int64)
+    while start < members:
+        i, there = _members(first, known, start, members, inner, BM)
+        a, b, _, one = _pulled(i, there, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels)
+        by_weight += b * one
+        by_bias += a
+        start += BM
+    if d_weight is not None:
+        tl.store(d_weight + r, tl.sum(by_weight, 1), mask=known)
+    if d_bias is not None:
+        tl.store(d_bias + r, tl.sum(by_bias, 1), mask=known)
+
+
+@triton.jit
 def unstandardize(
     total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, mean, d_mean, d_var, d_weight, d_bias, channels,
     programs, results, members, inner, other_results, other_members, other_inner,
@@ -114,38 +157,16 @@ def unstandardize(
 ):  # fmt: skip
     """The gradients of mean and variance, by the first programs, and of weight and bias, by the others; summed to their shapes."""
     program = tl.program_id(0)
-    start = tl.zeros((), tl.int64)
     if program < programs:
-        r, known, first = _results(program, results, members, inner, BR)
-        by_mean, by_var = tl.zeros((BR, BM), tl.float32), tl.zeros((BR, BM), tl.float32)
-        while start < members:
-            i, there = _members(first, known, start, members, inner, BM)
-            a, b, slope, one = _pulled(
-                i, there, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels
-            )
-            by_mean -= slope * a
-            by_var -= slope * one * (b * one) * 0.5
-            start += BM
-        found, found_var = tl.sum(by_mean, 1), tl.sum(by_var, 1)
-        if mean is not None:  # of data that were not centered
-            found = 2 * tl.load(mean + r, mask=known, other=0) * found_var
-        tl.store(d_mean + r, found, mask=known)
-        tl.store(d_var + r, found_var, mask=known)
+        _to_moments(
+            program, results, members, inner, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels,
+            mean, d_mean, d_var, BR, BM,
+        )  # fmt: skip
     else:
-        r, known, first = _results(program - programs, other_results, other_members, other_inner, OTHER_BR)
-        by_weight, by_bias = tl.zeros((OTHER_BR, OTHER_BM), tl.float32), tl.zeros((OTHER_BR, OTHER_BM), tl.float32)
-        while start < other_members:
-            i, there = _members(first, known, start, other_members, other_inner, OTHER_BM)
-            a, b, slope, one = _pulled(
-                i, there, total, product, scale, scale_n, scale_c, inverse, inverse_n, inverse_c, channels
-            )
-            by_weight += b * one
-            by_bias += a
-            start += OTHER_BM
-        if d_weight is not None:
-            tl.store(d_weight + r, tl.sum(by_weight, 1), mask=known)
-        if d_bias is not None:
-            tl.store(d_bias + r, tl.sum(by_bias, 1), mask=known)
+        _to_weights(
+            program - programs, other_results, other_members, other_inner, total, product, scale, scale_n, scale_c,
+            inverse, inverse_n, inverse_c, channels, d_weight, d_bias, OTHER_BR, OTHER_BM,
+        )  # fmt: skip
 
 
 @triton.jit
