@@ -7,7 +7,7 @@ base 2, CONSTANT + CURVE * (x - MEAN)².
 import numpy as np
 
 from normsmith.kernels.cpu.exponential import power_of_two
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.memory import cast, fill, sequential, view
 
 BLOCK = 512  # positions of a channel swept at once
 ROWS = 10  # of the table
@@ -32,9 +32,32 @@ def gather(zero, x, at, xn, xs, size, start, out, held):
 
 
 @sequential
+def adjacent(xs, size, start, held):
+    """Whether these elements of a channel lie one beside the other."""
+    return xs == 1 and start % size + held <= size
+
+
+@sequential
+def reach(zero, x, at, xn, xs, size, start, out, held, copied):
+    """The elements that `gather` copies: themselves where they are adjacent and no copy is wanted, else copied to `out`."""
+    if adjacent(xs, size, start, held) and not copied:
+        return view(x, zero, at + start // size * xn + start % size, held)
+    gather(zero, x, at, xn, xs, size, start, out, held)
+    return out
+
+
+@sequential
+def place(zero, y, at, yn, ys, size, start, out, held):
+    """Where to write elements that `scatter` will bring to y: they are there already where they are adjacent."""
+    if adjacent(ys, size, start, held):
+        return view(y, zero, at + start // size * yn + start % size, held)
+    return out
+
+
+@sequential
 def scatter(zero, block, held, y, at, yn, ys, size, start):
-    """The way back."""
-    done = 0
+    """The way back, for a block that `place` has told."""
+    done = held if adjacent(ys, size, start, held) else 0
     while done < held:
         n, s = (start + done) // size, (start + done) % size
         run = min(size - s, held - done)
@@ -49,37 +72,27 @@ def scatter(zero, block, held, y, at, yn, ys, size, start):
 
 
 @sequential
-def softmax(zero, logits, number, held, peak, total, taken):
-    """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is.
-
-    The power of the largest is 1. So that it need not be computed, the last component takes the place of the largest.
-    """
+def softmax(zero, logits, number, held, peak, total):
+    """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is."""
     one = cast(1, zero)
-    last = logits[(number - 1) * BLOCK : (number - 1) * BLOCK + held]
+    if number == 1:
+        fill(logits[:held], one)
+        return
+    first, second = logits[:held], logits[BLOCK : BLOCK + held]
     for i in range(held):
-        peak[i], taken[i] = last[i], one
-    for k in range(number - 1):
+        peak[i], total[i] = max(first[i], second[i]), zero
+    for k in range(2, number):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
             peak[i] = max(peak[i], row[i])
-    for k in range(number - 1):  # a fifth array in this loop would be one too many for the vectoriser
+    for k in range(number):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
-            own, other, most, before = row[i], last[i], peak[i], taken[i]
-            largest = own == most
-            power = power_of_two((other if largest else own) - most, zero)
-            taken[i] = power if largest else before
-            row[i] = one if largest else power
-    for i in range(held):
-        total[i] = taken[i]
-    for k in range(number - 1):
-        row = logits[k * BLOCK : k * BLOCK + held]
-        for i in range(held):
+            row[i] = power_of_two(row[i] - peak[i], zero)
             total[i] += row[i]
     for i in range(held):
         total[i] = one / total[i]
-        last[i] = taken[i] * total[i]
-    for k in range(number - 1):
+    for k in range(number):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
             row[i] *= total[i]
@@ -115,7 +128,7 @@ def add_logits(zero, block, held, table, number, channels, c, masked, logits):
 
 
 @sequential
-def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total, taken):
+def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total):
     """The shares of a block, a row of BLOCK for each component; none for what does not count, which becomes zero itself."""
     for k in range(number):
         row = out[k * BLOCK : k * BLOCK + held]
@@ -130,7 +143,7 @@ def share(zero, block, held, table, number, channels, c, given, positions, start
                 away = block[i] - mean
                 row[i] = constant + curve * away * away
     if not given:
-        softmax(zero, out, number, held, peak, total, taken)
+        softmax(zero, out, number, held, peak, total)
     if masked:
         hide(zero, block, held, out, number, total)
 
