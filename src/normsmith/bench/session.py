@@ -1,7 +1,7 @@
 """One call of `normsmith bench`: choose the subjects, measure, print, save."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from normsmith.kernels import choose
 from normsmith.methods.catalog import catalog, find
 from normsmith.surgery._console import follow
 
-_FILES = {"cpu": "cpu", "cuda": "gpu"}
 NETWORK_ROUNDS = 4  # for each round of the rest: a difference of two steps is noisier than a time
 
 
@@ -43,21 +42,17 @@ def _kinds(wanted: list[str] | None, device: str) -> list[str]:
     return _among("types", wanted or (["float32"] if device == "cpu" else ["float32", "bfloat16"]), tuple(DTYPES))
 
 
-def _collected(done: Iterable[suite.Row], console: Console, file: Path | None, device: str) -> list[suite.Row]:
-    """All rows; printed as they come where nobody watches, and saved shape by shape."""
-    rows: list[suite.Row] = []
+def _saved(done: Iterable[suite.Row], file: Path | None, device: str) -> Iterator[suite.Row]:
+    """The rows as they come, appended to the file shape by shape, so that a kill loses one shape at most."""
     unsaved: list[suite.Row] = []
     for row in done:
         if file and unsaved and unsaved[-1].shape != row.shape:
             record.append(file, unsaved, device)
             unsaved = []
-        rows.append(row)
         unsaved.append(row)
-        if not console.is_terminal:
-            console.print("  ".join(tables.cells(row)), soft_wrap=True)
+        yield row
     if file and unsaved:
         record.append(file, unsaved, device)
-    return rows
 
 
 def run(
@@ -75,7 +70,7 @@ def run(
     save: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure, print and save; rows are saved shape by shape, so that a kill loses one shape at most."""
+    """Measure, print and save."""
     names = [find(name).name for name in methods] if methods else list(catalog())
     layouts, modes = _among("layouts", layouts, LAYOUTS), _among("modes", modes, MODES)
     backend = _among("a backend", [backend], choose.NAMES)[0]
@@ -86,8 +81,13 @@ def run(
     sizes = [parse_shape(shape) for shape in shapes] if shapes else SHAPES if device == "cpu" else GPU_SHAPES
     console = Console(stderr=as_json)
     plan = subjects(names, sizes, layouts, modes, device, kinds)
+    name = "cpu" if device == "cpu" else "gpu"
+    rows: list[suite.Row] = []
     done = suite.run(plan, rounds, oracles if oracles.is_dir() else None, backend)
-    rows = _collected(follow(done, len(plan), "measuring", console), console, save and save / f"{_FILES[device]}.csv", device)
+    for row in follow(_saved(done, save and save / f"{name}.csv", device), len(plan), "measuring", console):
+        rows.append(row)
+        if not console.is_terminal:
+            console.print("  ".join(tables.cells(row)), soft_wrap=True)
     around = record.circumstances(device)
     title = f"{around['machine']}, torch {around['torch']}, allocator {around['allocator']}"
     if console.is_terminal:

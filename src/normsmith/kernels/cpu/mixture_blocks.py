@@ -1,16 +1,17 @@
 """What the loops of mixtures do with a block of a channel, which stays in the first cache, where sweeps over it cost little.
 
-`table` holds, per component and channel, the rows named below; shares and logits are a row of BLOCK for each component.
+`table` holds, per component and channel, the rows named below; shares and logits are a row of BLOCK for each component. Logits are to the
+base 2, CONSTANT + CURVE * (x - MEAN)².
 """
 
 import numpy as np
 
-from normsmith.kernels.cpu.exponential import exponential
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.exponential import power_of_two
+from normsmith.kernels.cpu.memory import cast, fill, sequential, view
 
 BLOCK = 512  # positions of a channel swept at once
-# Rows of the table.
-CONSTANT, MEAN, PRECISION, CENTER, SCALE, OFFSET, SLOPE, PIVOT, SPREAD = range(9)
+ROWS = 10  # of the table
+CONSTANT, MEAN, CURVE, PRECISION, CENTER, SCALE, OFFSET, SLOPE, PIVOT, SPREAD = range(ROWS)
 
 
 @sequential
@@ -20,30 +21,53 @@ def gather(zero, x, at, xn, xs, size, start, out, held):
     while done < held:
         n, s = (start + done) // size, (start + done) % size
         run = min(size - s, held - done)
-        row = view(x, zero, at + n * xn + s * xs, (run - 1) * xs + 1)
-        if xs == 1:
+        row, part = view(x, zero, at + n * xn + s * xs, (run - 1) * xs + 1), out[done : done + run]
+        if xs == 1:  # and no index is a sum, which might be negative for all that the vectoriser knows
             for i in range(run):
-                out[done + i] = row[i]
+                part[i] = row[i]
         else:
             for i in range(run):
-                out[done + i] = row[i * xs]
+                part[i] = row[i * xs]
         done += run
 
 
 @sequential
+def adjacent(xs, size, start, held):
+    """Whether these elements of a channel lie one beside the other."""
+    return xs == 1 and start % size + held <= size
+
+
+@sequential
+def reach(zero, x, at, xn, xs, size, start, out, held, copied):
+    """The elements that `gather` copies: themselves where they are adjacent and no copy is wanted, else copied to `out`."""
+    if adjacent(xs, size, start, held) and not copied:
+        return view(x, zero, at + start // size * xn + start % size, held)
+    gather(zero, x, at, xn, xs, size, start, out, held)
+    return out
+
+
+@sequential
+def place(zero, y, at, yn, ys, size, start, out, held):
+    """Where to write elements that `scatter` will bring to y: they are there already where they are adjacent."""
+    if adjacent(ys, size, start, held):
+        return view(y, zero, at + start // size * yn + start % size, held)
+    return out
+
+
+@sequential
 def scatter(zero, block, held, y, at, yn, ys, size, start):
-    """The way back."""
-    done = 0
+    """The way back, for a block that `place` has told."""
+    done = held if adjacent(ys, size, start, held) else 0
     while done < held:
         n, s = (start + done) // size, (start + done) % size
         run = min(size - s, held - done)
-        row = view(y, zero, at + n * yn + s * ys, (run - 1) * ys + 1)
+        row, part = view(y, zero, at + n * yn + s * ys, (run - 1) * ys + 1), block[done : done + run]
         if ys == 1:
             for i in range(run):
-                row[i] = block[done + i]
+                row[i] = part[i]
         else:
             for i in range(run):
-                row[i * ys] = block[done + i]
+                row[i * ys] = part[i]
         done += run
 
 
@@ -52,12 +76,11 @@ def softmax(zero, logits, number, held, peak, total):
     """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is."""
     one = cast(1, zero)
     if number == 1:
-        for i in range(held):
-            logits[i] = one
+        fill(logits[:held], one)
         return
+    first, second = logits[:held], logits[BLOCK : BLOCK + held]
     for i in range(held):
-        peak[i] = max(logits[i], logits[BLOCK + i])
-        total[i] = zero
+        peak[i], total[i] = max(first[i], second[i]), zero
     for k in range(2, number):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
@@ -65,7 +88,7 @@ def softmax(zero, logits, number, held, peak, total):
     for k in range(number):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
-            row[i] = exponential(row[i] - peak[i], zero)
+            row[i] = power_of_two(row[i] - peak[i], zero)
             total[i] += row[i]
     for i in range(held):
         total[i] = one / total[i]
@@ -91,24 +114,22 @@ def hide(zero, block, held, shares, number, total):
 @sequential
 def add_logits(zero, block, held, table, number, channels, c, masked, logits):
     """A channel's part of the logits of a joint mixture; none from what is NaN, where that is masked."""
-    half = cast(0.5, zero)
     for k in range(number):
         row, at = logits[k * BLOCK : k * BLOCK + held], k * channels + c
-        mean, slope = table[MEAN, at], -half * table[PRECISION, at]
+        mean, curve = table[MEAN, at], table[CURVE, at]
         if masked:
             for i in range(held):
                 away = block[i] - mean
-                row[i] += zero if np.isnan(away) else slope * away * away
+                row[i] += zero if np.isnan(away) else curve * away * away
         else:
             for i in range(held):
                 away = block[i] - mean
-                row[i] += slope * away * away
+                row[i] += curve * away * away
 
 
 @sequential
 def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total):
     """The shares of a block, a row of BLOCK for each component; none for what does not count, which becomes zero itself."""
-    half = cast(0.5, zero)
     for k in range(number):
         row = out[k * BLOCK : k * BLOCK + held]
         if given:
@@ -117,11 +138,10 @@ def share(zero, block, held, table, number, channels, c, given, positions, start
                 row[i] = source[i]
         else:
             at = k * channels + c
-            constant, mean = table[CONSTANT, at], table[MEAN, at]
-            slope = -half * table[PRECISION, at]
+            constant, mean, curve = table[CONSTANT, at], table[MEAN, at], table[CURVE, at]
             for i in range(held):
                 away = block[i] - mean
-                row[i] = constant + slope * away * away
+                row[i] = constant + curve * away * away
     if not given:
         softmax(zero, out, number, held, peak, total)
     if masked:

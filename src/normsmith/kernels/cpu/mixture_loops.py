@@ -1,4 +1,6 @@
-"""The loops of mixtures: blocks of a channel are gathered into a scratch that stays in the first cache, where sweeps over them cost little.
+"""The loops of mixtures, by blocks of a channel that stay in the first cache, where sweeps over them cost little.
+
+A block whose elements are not adjacent in memory is gathered into a scratch, and scattered from one.
 
 A channel's N*S positions, in order, are cut into `runs`; a tile of adjacent channels (1 where positions are adjacent in memory, 16 where
 channels are, so that whole cache lines are read) and a run are one task. Each loop treats the tasks `begin` to `end` on one core; sums
@@ -22,8 +24,9 @@ from normsmith.kernels.cpu.mixture_blocks import (
     SPREAD,
     accumulate,
     add_logits,
-    gather,
     hide,
+    place,
+    reach,
     scatter,
     share,
     softmax,
@@ -35,7 +38,7 @@ def joint_shares(
     zero, x, xn, xc, xs, channels, size, table, number, positions, runs, masked, given, measures, sums, begin, end
 ):
     """The shares of the points of a joint mixture, to the address `given`; and, while they are in the cache, their weighted moments."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    room, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out, own = np.full(number * BLOCK, zero), np.full(number * BLOCK if masked else 0, zero)
     for run in range(begin, end):
         last = positions * (run + 1) // runs
@@ -44,7 +47,7 @@ def joint_shares(
             for k in range(number):
                 fill(out[k * BLOCK : k * BLOCK + held], table[CONSTANT, k * channels])
             for c in range(channels):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, False)
                 add_logits(zero, block, held, table, number, channels, c, masked, out)
             softmax(zero, out, number, held, peak, total)
             for k in range(number):
@@ -52,7 +55,7 @@ def joint_shares(
                 for i in range(held):
                     target[i] = row[i]
             for c in range(channels if measures else 0):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, masked)
                 shares = out
                 if masked:
                     shares = own
@@ -68,7 +71,7 @@ def joint_shares(
 @sequential
 def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile, runs, given, masked, sums, begin, end):
     """Sum of shares, weighted mean and variance of every channel and component of a run; `sums` are zero at first."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    room, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out = np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
@@ -77,7 +80,7 @@ def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile,
         for start in range(positions * run // runs, last, BLOCK):
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, masked)
                 share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
                 accumulate(zero, block, held, out, number, channels, c, counts, means, variances)
         for c in range(first, min(first + tile, channels)):
@@ -89,27 +92,28 @@ def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile,
 @sequential
 def affine(zero, x, xn, xc, xs, y, yn, yc, ys, channels, size, table, bias, number, positions, tile, runs, given, begin, end):
     """y = sum_k share_k * (x - center_k) * scale_k + bias."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
-    out = np.full(number * BLOCK, zero)
+    room, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    spare, out = np.full(BLOCK, zero), np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
         last = positions * (run + 1) // runs
         for start in range(positions * run // runs, last, BLOCK):
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, False)
                 share(zero, block, held, table, number, channels, c, given, positions, start, False, out, peak, total)
+                target = place(zero, y, c * yc, yn, ys, size, start, spare, held)
                 level = view(bias, zero, c, 1)[0]
                 for k in range(number):
                     row, at = out[k * BLOCK : k * BLOCK + held], k * channels + c
                     center, scale = table[CENTER, at], table[SCALE, at]
                     if k == 0:
                         for i in range(held):
-                            total[i] = level + row[i] * ((block[i] - center) * scale)
+                            target[i] = level + row[i] * ((block[i] - center) * scale)
                     else:
                         for i in range(held):
-                            total[i] += row[i] * ((block[i] - center) * scale)
-                scatter(zero, total, held, y, c * yc, yn, ys, size, start)
+                            target[i] += row[i] * ((block[i] - center) * scale)
+                scatter(zero, target, held, y, c * yc, yn, ys, size, start)
 
 
 @sequential
@@ -117,16 +121,16 @@ def grad_sums(
     zero, g, gn, gc, gs, x, xn, xc, xs, channels, size, table, number, positions, tile, runs, given, masked, sums, begin, end
 ):
     """The sums of dy * share and of dy * share * (x - center) of a run; zero at first."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
-    grad, out = np.full(BLOCK, zero), np.full(number * BLOCK, zero)
+    room, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    other, out = np.full(BLOCK, zero), np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
         last = positions * (run + 1) // runs
         for start in range(positions * run // runs, last, BLOCK):
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
-                gather(zero, g, c * gc, gn, gs, size, start, grad, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, masked)
+                grad = reach(zero, g, c * gc, gn, gs, size, start, other, held, False)
                 share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
                 for k in range(number):
                     row, at = out[k * BLOCK : k * BLOCK + held], k * channels + c
@@ -147,8 +151,8 @@ def grad_input(
 ):  # fmt: skip
     """dx, and with `through` the sums of the logits' gradients, times 1, the distance to the mean, and its square."""
     two = cast(2, zero)
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
-    grad, target, out = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(number * BLOCK, zero)
+    room, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    other, spare, out = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(number * BLOCK, zero)
     worth = np.full(number * BLOCK if through else 0, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
@@ -156,9 +160,10 @@ def grad_input(
         for start in range(positions * run // runs, last, BLOCK):
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
-                gather(zero, x, c * xc, xn, xs, size, start, block, held)
-                gather(zero, g, c * gc, gn, gs, size, start, grad, held)
+                block = reach(zero, x, c * xc, xn, xs, size, start, room, held, masked)
+                grad = reach(zero, g, c * gc, gn, gs, size, start, other, held, False)
                 share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
+                target = place(zero, d, c * dc, dn, ds, size, start, spare, held)
                 fill(target, zero)
                 fill(total, zero)
                 for k in range(number):
