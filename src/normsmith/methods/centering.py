@@ -44,6 +44,7 @@ class Centering(RunningNormalizer):
         nonfinite: Literal["update", "skip"] = "update",
         on_single: Literal["error", "running", "batch"] = "error",
         process_group: dist.ProcessGroup | None = None,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class Centering(RunningNormalizer):
             nonfinite=nonfinite,
             on_single=on_single,
             process_group=process_group,
+            act=act,
             device=device,
             dtype=dtype,
         )
@@ -66,8 +68,8 @@ class Centering(RunningNormalizer):
         mask = self.check_mask(x, mask, lengths)
         affine = (self.weight, self.bias)
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
-            return normalize(x, mix, self.constants()[0], *affine, sees="nothing", mask=mask).y
-        result = normalize(x, mix, None, *affine, sees="batch", mask=mask, world=self.world)
+            return normalize(x, mix, self.constants()[0], *affine, sees="nothing", mask=mask, act=self.bend).y
+        result = normalize(x, mix, None, *affine, sees="batch", mask=mask, world=self.world, act=self.bend)
         assert result.batch is not None
         self.update(result.batch)
         return result.y

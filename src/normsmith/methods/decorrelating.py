@@ -46,6 +46,7 @@ class Decorrelating(WhiteningNormalizer):
         nonfinite: Literal["update", "skip"] = "update",
         on_single: Literal["error", "running", "batch"] = "error",
         process_group: dist.ProcessGroup | None = None,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -60,6 +61,7 @@ class Decorrelating(WhiteningNormalizer):
             nonfinite=nonfinite,
             on_single=on_single,
             process_group=process_group,
+            act=act,
             device=device,
             dtype=dtype,
         )

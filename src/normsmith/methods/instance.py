@@ -49,8 +49,8 @@ class InstanceNorm(RunningNormalizer):
             return self.by_running(x, mask)
         if mask is None and self.running_mean is None and prefer_torch("instance", x):
             # One channel per group: the same numbers as F.instance_norm, which is slower and loses the memory format.
-            return group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask)
+            return self.activated(group_norm(x, self.num_features, self.weight, self.bias, self.eps))
+        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend)
         if self.running_mean is not None:
             assert result.cells is not None
             self._update_by(result.cells)

@@ -45,10 +45,10 @@ def _ours(module: nn.Module, kind: type[nn.Module]) -> Source:
     if _needs_more(kind):
         raise NotUnderstoodError(f"{kind.__name__} takes a second input, which no other layer would")
     assert isinstance(module, Normalizer)
-    size = module.num_features
-    if isinstance(size, tuple) and len(size) == 1:  # trailing channels
-        return Source(entry.name, size[0], module.options(), tensors(module), channels_last=True)
-    return Source(entry.name, size, module.options(), tensors(module))
+    size, last = module.num_features, isinstance(module.num_features, tuple) and len(module.num_features) == 1
+    options = {key: value for key, value in module.options().items() if key != "act"}
+    act = None if module.bend is None else module.bend.module()
+    return Source(entry.name, size[0] if last else size, options, tensors(module), channels_last=last, act=act)  # type: ignore[index]
 
 
 def _steps(module: StepBatchNorm) -> Source:
