@@ -54,7 +54,7 @@ class Normalizer(nn.Module):
         if act is not None:
             if self.activates:
                 raise OptionError(f"{name} expects no act: got {act!r} for a method that ends in an activation; leave it out")
-            self.bend, self.activates = _activation(act, name), True
+            self.end_in(_activation(act, name))
         self.eps = eps
         self.affine = affine
         for key, wanted in (("weight", affine), ("bias", affine and bias)):
@@ -188,6 +188,10 @@ class Normalizer(nn.Module):
     def own_activation(self) -> dict[str, str]:
         """The option `act`, where there is one."""
         return {} if self.bend is None else {"act": str(self.bend)}
+
+    def end_in(self, act: Activation) -> None:
+        """Have the output go through an activation."""
+        self.bend, self.activates = act, True
 
     def activated(self, y: Tensor) -> Tensor:
         """What becomes of an output that was written without the activation."""

@@ -57,8 +57,8 @@ class FilterResponseNorm(Normalizer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.threshold = self.activates = threshold
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.learn_eps = learn_eps
         for key, wanted, shape in (("tau", threshold, (num_features,)), ("learned_eps", learn_eps, ())):
             empty = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None

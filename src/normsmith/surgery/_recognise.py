@@ -23,9 +23,12 @@ def recognise(module: nn.Module) -> Source | None:
     kind: Any = parametrize.type_before_parametrizations(module)
     if isinstance(module, Adapted):
         inner = recognise(module.norm)
-        return inner and replace(
-            inner, channels_last=module.channels_last or inner.channels_last, drop=module.drop, act=module.act
-        )
+        if inner is None:
+            return None
+        if inner.act is not None and (module.drop is not None or module.act is not None):
+            raise NotUnderstoodError("its norm goes through an activation of its own before what stands behind it")
+        act = module.act if inner.act is None else inner.act
+        return replace(inner, channels_last=module.channels_last or inner.channels_last, drop=module.drop, act=act)
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() and hasattr(module, "num_features"):
         raise NotUnderstoodError("its number of channels is not known before the model has run; run it once on a batch")
     if isinstance(module, StepBatchNorm):
