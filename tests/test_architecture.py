@@ -24,6 +24,7 @@ FLOORS = [
     "surroundings",
     "world",
     "kernels",
+    "activation",
     "plan",
     "normalize",
     "measure",

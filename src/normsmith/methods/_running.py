@@ -162,7 +162,7 @@ class RunningNormalizer(Normalizer):
 
     def by_running(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` normalized by the running statistics."""
-        if mask is None and prefer_torch("batch_eval", x):
+        if mask is None and prefer_torch("batch_eval", x, activated=self.bend is not None):
             return self.activated(F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps))
         constants = (*self.constants(), self.weight, self.bias)
         return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask, act=self.bend).y

@@ -72,7 +72,7 @@ class GroupNorm(Normalizer):
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         self.warn_if_single(math.prod(x.shape[1:]) // self.num_groups, "group", "use fewer groups")
-        if mask is None and prefer_torch("group", x):
+        if mask is None and prefer_torch("group", x, activated=self.bend is not None):
             return self.activated(group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
         options = partial(mix, num_groups=self.num_groups, eps=self.eps)
         return normalize(x, options, self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y

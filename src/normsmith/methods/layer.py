@@ -59,7 +59,7 @@ class LayerNorm(Normalizer):
             self.warn_if_single(math.prod(self.num_features), "sample", "normalize over more dimensions")
             return self.activated(F.layer_norm(x, self.num_features, self.weight, self.bias, self.eps))
         self.warn_if_single(math.prod(x.shape[1:]), "sample", "normalize inputs of more channels or positions")
-        if mask is None and prefer_torch("layer", x):
+        if mask is None and prefer_torch("layer", x, activated=self.bend is not None):
             return self.activated(group_norm(x, 1, self.weight, self.bias, self.eps))
         return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
 

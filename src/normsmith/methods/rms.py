@@ -52,7 +52,11 @@ class RMSNorm(Normalizer):
         mask = self.check_mask(x, mask, lengths)
         if isinstance(self.num_features, tuple):
             return self.activated(F.rms_norm(x, self.num_features, self.weight, self.eps))
-        if mask is None and prefer_torch("rms", x) and (self.weight is None or self.weight.dtype == x.dtype):
+        if (
+            mask is None
+            and prefer_torch("rms", x, activated=self.bend is not None)
+            and (self.weight is None or self.weight.dtype == x.dtype)
+        ):
             y = F.rms_norm(x, x.shape[1:], None, self.eps)
             return self.activated(y if self.weight is None else y * self.weight.view(-1, *[1] * (x.dim() - 2)))
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
