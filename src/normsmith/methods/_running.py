@@ -273,9 +273,9 @@ class RunningNormalizer(Normalizer):
             "momentum": self.momentum,
             "affine": self.affine,
             "track_running_stats": self.track_running_stats,
+            **self.own_activation(),
             **{key: getattr(self, key) for key, value in default.items() if getattr(self, key) != value},
             **({} if self.process_group is None else {"process_group": self.process_group}),
-            **self.own_activation(),
         }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
