@@ -1,5 +1,9 @@
 import os
 
+# Before torch is imported. The workers of a run share the cores: threads that spin while they wait take them from one another, and
+# where other programs run as well, small operations then take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

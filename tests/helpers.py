@@ -95,14 +95,19 @@ ONE_INPUT = [name for name in ns.catalog() if not ns.make(name, CHANNELS).exampl
 CASES = [Case(name) for name in ns.catalog()]
 
 
+def twins_of(case: Case) -> list[int]:
+    """The numbers of spatial dimensions for which torch has the layer."""
+    layer = ns.make(case.name, CHANNELS, **case.options)
+    return [dims for dims in range(4) if layer.torch_twin(dims) is not None]
+
+
+def backends_of(case: Case) -> tuple[str, ...]:
+    """The backends that differ for it: those of torch's operator only where torch has it."""
+    return BACKENDS if {0, 2}.intersection(twins_of(case)) else ("cpu", "reference")
+
+
 def with_backends(cases: list[Case]) -> list[tuple[Case, str]]:
-    """Each with the backends that differ for it: those of torch's operator only where torch has it."""
-    found = []
-    for case in cases:
-        layer = ns.make(case.name, CHANNELS, **case.options)
-        has_twin = any(layer.torch_twin(dims) is not None for dims in (0, 2))
-        found += [(case, backend) for backend in (BACKENDS if has_twin else ("cpu", "reference"))]
-    return found
+    return [(case, backend) for case in cases for backend in backends_of(case)]
 
 
 VARIANTS = CASES + [Case(name, options) for name in ns.catalog() for options in oracle_of(name).VARIANTS]

@@ -1,6 +1,7 @@
 """Running a function in several real processes that talk by gloo."""
 
 import datetime
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a process that has imported these and done nothing yet: to start a rank costs no import of torch.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "numba", "normsmith"])
+
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
     """What `function(rank, *arguments)` returns in each of `world_size` processes, None where one ended early; it must be importable."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (world_size, folder, timeout, function, arguments), nprocs=world_size)
+        rest = (world_size, folder, timeout, function, arguments)
+        mp.start_processes(_rank, rest, nprocs=world_size, start_method="forkserver")
         files = [Path(folder) / f"{rank}.pt" for rank in range(world_size)]
         return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
 

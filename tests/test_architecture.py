@@ -18,6 +18,7 @@ FLOORS = [
     "tables",
     "cells",
     "derivatives",
+    "arithmetic",
     "moments",
     "covariance",
     "affine",

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -11,19 +12,21 @@ from helpers import (
     BACKENDS,
     CASES,
     CHANNELS,
-    FORMATS,
     ODD_SHAPES,
     SHAPES,
     VARIANTS,
     accepts,
     assert_same,
+    backends_of,
     by_oracle,
     example,
     floating,
     is_singular,
     tensors_of,
+    twins_of,
     with_backends,
 )
+from pairwise import pairwise
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
@@ -32,7 +35,25 @@ import normsmith as ns
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_variant = pytest.mark.parametrize("case", VARIANTS, ids=str)
 every_case_and_backend = pytest.mark.parametrize(("case", "backend"), with_backends(CASES), ids=str)
-every_variant_and_backend = pytest.mark.parametrize(("case", "backend"), with_backends(VARIANTS), ids=str)
+BACKENDS_OF = {str(case): backends_of(case) for case in VARIANTS}
+
+
+def possible(case, shape, training=True, dtype=torch.float64):
+    """A statistic of a single element is an error of its own, and a singular covariance has tests of its own."""
+    layer, x = case.make(dtype).train(training), example(shape, dtype)
+    with ns.backend("reference"):
+        return accepts(layer, x) and not is_singular(case, layer, x)
+
+
+def few(cases, *axes, allowed=lambda case, *row: True):
+    """Every case with every backend that differs for it and every value of each axis, the pairs of those spread over the cases."""
+    return pairwise(
+        cases, BACKENDS, *axes, allowed=lambda case, backend, *row: backend in BACKENDS_OF[str(case)] and allowed(case, *row)
+    )
+
+
+def named(value):
+    return ("eval", "train")[value] if isinstance(value, bool) else str(value)
 
 
 def outputs_and_gradients(run, tensors, seed=3):
@@ -71,28 +92,36 @@ def compare_with_oracle(case, layer, x, tolerance=None):
         assert_same(buffers[name].double(), new.double(), f"buffer {name}", 1e-6 if tolerance is None else tolerance)
 
 
-@every_variant_and_backend
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_equals_the_oracle(case, backend, shape, training):
-    layer, x = case.make().train(training), example(shape)
-    if not accepts(case.make().train(training), x) or is_singular(case, layer, x):
-        pytest.skip("a statistic of a single element is an error of its own, and a singular covariance has tests of its own")
+def with_oracle():
+    """Methods as they are by default in full; with options, both modes of every backend, and every shape once."""
+    found = {(str(case), t, s): possible(case, s, t) for case, t, s in product(VARIANTS, (True, False), SHAPES)}
+    modes = list(product(BACKENDS, (True, False)))
+
+    def allowed(case, mode, shape):
+        return mode[0] in BACKENDS_OF[str(case)] and found[str(case), mode[1], shape]
+
+    default = [row for row in product(CASES, modes, SHAPES) if allowed(*row)]
+    rows = default + pairwise(VARIANTS[len(CASES) :], modes, SHAPES, allowed=allowed)
+    return [(case, *mode, shape) for case, mode, shape in rows]
+
+
+@pytest.mark.parametrize(("case", "backend", "training", "shape"), with_oracle(), ids=named)
+def test_equals_the_oracle(case, backend, training, shape):
     with ns.backend(backend):
-        compare_with_oracle(case, layer, x)
+        compare_with_oracle(case, case.make().train(training), example(shape))
 
 
-@every_case_and_backend
-@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_odd_sizes_in_float32(case, backend, shape, channels_last):
+LAID_OUT = [(shape, "contiguous") for shape in ODD_SHAPES] + [
+    (shape, "channels_last") for shape in ODD_SHAPES if len(shape) == 4
+]
+ODD = few(CASES, LAID_OUT, allowed=lambda case, laid_out: possible(case, laid_out[0], dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("case", "backend", "shape", "kind"), [(c, b, *laid_out) for c, b, laid_out in ODD], ids=str)
+def test_odd_sizes_in_float32(case, backend, shape, kind):
     layer, x = case.make(torch.float32), example(shape, torch.float32)
-    if channels_last:
-        if x.dim() not in FORMATS:
-            pytest.skip("no such memory format at this rank")
-        x = x.contiguous(memory_format=FORMATS[x.dim()])
-    if not accepts(case.make(torch.float32), x) or is_singular(case, layer, x):
-        pytest.skip("a statistic of a single element is an error of its own, and a singular covariance has tests of its own")
+    if kind == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
     with ns.backend(backend):
         compare_with_oracle(case, layer, x, tolerance=2e-3)
 
@@ -100,8 +129,10 @@ def test_odd_sizes_in_float32(case, backend, shape, channels_last):
 LARGE = (6, CHANNELS, 64, 33)  # past one block of the kernels, and enough for several cores
 
 
-@every_case_and_backend
-@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "sliced", "transposed", "every other", "expanded"])
+KINDS = ["contiguous", "channels_last", "sliced", "transposed", "every other", "expanded"]
+
+
+@pytest.mark.parametrize(("case", "backend", "kind"), few(CASES, KINDS), ids=str)
 def test_any_strides(case, backend, kind):
     layer = case.make(torch.float32)
     wide = example((LARGE[0] + 2, CHANNELS, *LARGE[2:]), torch.float32)
@@ -160,7 +191,10 @@ def as_declared(case):
 
 @every_variant
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_gradcheck(case, backend):
+@pytest.mark.parametrize("directions", ["random", pytest.param("every", marks=pytest.mark.slow)])
+def test_gradcheck(case, backend, directions):
+    if directions == "every" and case.options and case.entry.across:
+        pytest.skip("each entry costs a factorization")
     layer, x = case.make(), example((3, CHANNELS, 2, 2)).requires_grad_()
     extra = floating(layer.example_inputs(x), Tensor.requires_grad_)
     with ns.backend(backend):
@@ -173,17 +207,18 @@ def test_gradcheck(case, backend):
             return layer(x, **dict(zip(numbers, e, strict=True)), **rest)
 
         with as_declared(case):
-            quick = bool(case.options) and case.entry.across  # random directions, where each entry costs a factorization
-            assert torch.autograd.gradcheck(run, (x, *numbers.values()), fast_mode=quick)
+            assert torch.autograd.gradcheck(run, (x, *numbers.values()), fast_mode=directions == "random")
 
 
 @every_case
-def test_second_derivatives(case):
+@pytest.mark.parametrize("directions", ["random", pytest.param("every", marks=pytest.mark.slow)])
+def test_second_derivatives(case, directions):
     if case.entry.fitted:
         pytest.skip("whether second derivatives miss anything depends on how even the shares are")
     layer, x = case.make(), example((2, CHANNELS, 3)).requires_grad_()
-    singular = is_singular(case, layer, x)
-    if singular:
+    if is_singular(case, layer, x):
+        if directions == "every":
+            pytest.skip("each entry costs a factorization")
         x = example((5, CHANNELS, 3)).requires_grad_()
     extra = layer.example_inputs(x)
     before = tensors_of(layer)
@@ -193,7 +228,7 @@ def test_second_derivatives(case):
         return layer(x, **extra)
 
     with ns.backend("cpu"), as_declared(case):
-        assert torch.autograd.gradgradcheck(run, (x,), fast_mode=singular)
+        assert torch.autograd.gradgradcheck(run, (x,), fast_mode=directions == "random")
 
 
 @every_variant
@@ -305,14 +340,11 @@ def test_round_trips(case):
     assert str(CHANNELS) in repr(layer)
 
 
-@every_variant
-@pytest.mark.parametrize("spatial_dims", [0, 1, 2, 3])
+@pytest.mark.parametrize(("case", "spatial_dims"), [(c, dims) for c in VARIANTS for dims in twins_of(c)], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_swaps_with_the_twin_of_torch(case, spatial_dims, training):
     layer = case.make().train(training)
     twin = layer.torch_twin(spatial_dims)
-    if twin is None:
-        pytest.skip("torch has no such layer")
     x = example(SHAPES[spatial_dims])
     if not accepts(case.make().train(training), x):
         pytest.skip("a statistic of a single element is an error of its own")
@@ -324,8 +356,7 @@ def test_swaps_with_the_twin_of_torch(case, spatial_dims, training):
     assert_same(back.eval()(x), twin.eval()(x), "output after loading back")
 
 
-@every_case_and_backend
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("case", "backend", "dtype"), few(CASES, [torch.bfloat16, torch.float16]), ids=str)
 def test_half_precision_input(case, backend, dtype):
     layer, x = case.make(torch.float32), example((4, CHANNELS, 8, 8), dtype)
     if backend == "cpu":
@@ -344,9 +375,10 @@ def test_half_precision_far_from_zero_stays_finite(case, dtype):
     assert torch.isfinite(layer(x, **layer.example_inputs(x))).all()
 
 
-@every_case
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+AUTOCAST = pairwise(CASES, ["auto", "reference"], [torch.bfloat16, torch.float16])
+
+
+@pytest.mark.parametrize(("case", "backend", "low"), AUTOCAST, ids=str)
 def test_autocast_keeps_the_type_of_the_input(case, backend, low):
     x = example((4, CHANNELS, 8, 8), torch.float32)
     with ns.backend(backend):
@@ -373,8 +405,7 @@ def test_constant_channels(case, backend):
     assert torch.isfinite(x.grad).all()
 
 
-@every_case_and_backend
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("case", "backend", "channels_last"), few(CASES, [False, True]), ids=str)
 def test_far_from_zero(case, backend, channels_last):
     """Mean 1e4 times the standard deviation: the error is that of a center in float32, or at most twice that of torch's operator.
 

@@ -4,6 +4,7 @@ import copy
 import os
 import time
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,16 @@ import normsmith as ns
 SPLITS = {2: ((4, 4), (5, 3), (8, 0)), 3: ((3, 3, 2), (5, 0, 3))}
 SHARED = [case for case in VARIANTS if case.entry.running and not case.entry.random]
 SHAPE = (8, CHANNELS, 5, 3)
+
+
+def splits_of(index):
+    """All of them for a method as it is by default; with options, one for each size of the world, in turn."""
+    if SHARED[index].entry.ordered or not SHARED[index].options:
+        return [split for splits in SPLITS.values() for split in splits]
+    return [splits[index % len(splits)] for splits in SPLITS.values()]
+
+
+CHOSEN = [(split, index) for index in range(len(SHARED)) for split in splits_of(index)]
 
 
 def rows_of(rank, split):
@@ -46,12 +57,11 @@ def problem(case):
 
 def all_steps(rank, world_size):
     found = {}
-    for split in SPLITS[world_size]:
-        for i, case in enumerate(SHARED):
-            layer, x, dy, extra = problem(case)
-            ns.synchronize(layer)
-            own = rows_of(rank, split)
-            found[split, i] = step(layer, x[own], dy[own], {k: v[own] for k, v in extra.items()})
+    for split, index in (chosen for chosen in CHOSEN if len(chosen[0]) == world_size):
+        layer, x, dy, extra = problem(SHARED[index])
+        ns.synchronize(layer)
+        own = rows_of(rank, split)
+        found[split, index] = step(layer, x[own], dy[own], {k: v[own] for k, v in extra.items()})
     return found
 
 
@@ -61,13 +71,16 @@ def ranks_steps():
     return {world_size: run_ranks(world_size, all_steps, world_size) for world_size in SPLITS}
 
 
-@pytest.mark.parametrize("split", [split for splits in SPLITS.values() for split in splits], ids=str)
-@pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(case) for case in SHARED])
+@cache
+def by_one_process(index):
+    return step(*problem(SHARED[index]))
+
+
+@pytest.mark.parametrize(("split", "index"), CHOSEN, ids=[f"{SHARED[index]}-{split}" for split, index in CHOSEN])
 def test_ranks_equal_one_process(split, index, ranks_steps):
-    layer, x, dy, extra = problem(SHARED[index])
-    if SHARED[index].entry.ordered and any(rows % layer.batch_size for rows in split):
+    if SHARED[index].entry.ordered and any(rows % SHARED[index].make().batch_size for rows in split):
         pytest.skip("its small batches stay within a rank, and these splits cut them")
-    expected = step(layer, x, dy, extra)
+    expected = by_one_process(index)
     ranks = [found[split, index] for found in ranks_steps[len(split)]]
     for what, value in expected.items():
         if what in {"output", "gradient of x"}:

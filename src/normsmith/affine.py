@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from normsmith.arithmetic import AtOnce, Pair
 from normsmith.derivatives import fit
 from normsmith.moments import Moments, Pooled, Pull
 
@@ -29,19 +30,21 @@ class Standardized:
     bias: Tensor | None
     eps: float
     centered: bool = True
-    _found: Tensor | None = field(default=None, init=False)
+    _factors: Pair | None = field(default=None, init=False)
 
-    def _inverse(self) -> Tensor:
-        """What data are divided by, as a factor; kept for `pull`."""
-        if self._found is None:
-            power = self.moments.var if self.centered else self.moments.var + self.moments.mean.square()
-            self._found = (power + self.eps).rsqrt()
-        return self._found
+    def _factor(self) -> Pair:
+        """What data are divided by, as a factor, alone and times the weight; kept for `pull`."""
+        if self._factors is None:
+            self._factors = self.moments.by.standardize(self.moments, self.weight, self.eps, centered=self.centered)
+        return self._factors
 
     def triple(self) -> Triple:
         """Center, scale and bias."""
-        center, scale = self.moments.mean if self.centered else 0.0, self._inverse()
-        return center, scale if self.weight is None else scale * self.weight, 0.0 if self.bias is None else self.bias
+        return self.moments.mean if self.centered else 0.0, self._factor()[1], 0.0 if self.bias is None else self.bias
+
+    def at_once(self) -> AtOnce | None:
+        """The output without asking for the moments, if the backend can."""
+        return self.moments.at_once(self.weight, self.bias, self.eps, centered=self.centered)
 
     def is_closed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether it is made of moments of x and of these tensors themselves, so that `pull` is the whole derivative."""
@@ -50,14 +53,12 @@ class Standardized:
 
     def pull(self, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
         """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
-        mean, var = self.moments.mean, self.moments.var
-        d_scale, d_mean, d_var = to.unscale(total, product, scale, self._inverse())
-        d_var = fit(d_var, var)
-        self.moments.pull(fit(d_mean, mean) if self.centered else 2 * mean * d_var, d_var, to)
-        if self.weight is not None:
-            to.tensors.append((self.weight, fit(d_scale, self.weight)))
-        if self.bias is not None:
-            to.tensors.append((self.bias, fit(total, self.bias)))
+        factors = self._factor()[0], scale
+        found = to.by.unstandardize(total, product, factors, self.moments, self.weight, self.bias, centered=self.centered)
+        self.moments.pull(found.mean, found.var, to)
+        for tensor, grad in ((self.weight, found.weight), (self.bias, found.bias)):
+            if tensor is not None and grad is not None:
+                to.tensors.append((tensor, grad))
 
 
 def pull_triple(triple: Triple, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:

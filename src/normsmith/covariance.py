@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normsmith.moments import Count, Dims, Moments
+from normsmith.arithmetic import Dims
+from normsmith.moments import Count, Moments
 
 
 @dataclass(frozen=True, eq=False)

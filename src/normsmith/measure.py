@@ -13,7 +13,7 @@ from normsmith.kernels import Backend, Bounds, reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments, Pull
 from normsmith.normalize import refuse_batched
-from normsmith.plan import Plan, Sees, add_lines
+from normsmith.plan import Plan, Sees
 from normsmith.surroundings import must_stay_plain, without_autocast
 from normsmith.world import World
 
@@ -62,11 +62,12 @@ class _Measure(torch.autograd.Function):
                 x = x.view_as(x)
                 plain = [t for m in step.plan.moments(reference, cut(x)) if m is not None for t in (m.mean, m.var)]
                 return None, torch.autograd.grad(plain, x, grads, create_graph=True)[0]
-            pull, rest = Pull(), iter(grads)
+            pull, rest = Pull(by=step.backend), iter(grads)
             for m in step.found:
                 if m is not None:
                     pull.pooled.append((m, next(rest), next(rest)))
-            line, view = add_lines(step.plan.lines(pull)), cut(x)
+            line, view = step.plan.line(pull), cut(x)
+            assert line is not None
             slope, pivot, offset = line
             within = step.plan.within or step.plan.everywhere(view)
             if within is None:

@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from normsmith.derivatives import Weighed, fit, unscale, weigh
+from normsmith import arithmetic
+from normsmith.arithmetic import Arithmetic, AtOnce, Dims, Pair
+from normsmith.derivatives import fit
 
-Dims = int | tuple[int, ...]
 Count = int | Tensor
+Share = Callable[[Tensor, Tensor], Pair]
 
 
 @dataclass
@@ -37,17 +39,20 @@ class Pull:
 
     pooled: "list[tuple[Pooled, Tensor, Tensor]]" = field(default_factory=list)
     tensors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    weigh: Callable[..., Weighed] = weigh
-    unscale: Callable[..., tuple[Tensor, Tensor, Tensor]] = unscale
+    by: Arithmetic = arithmetic
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean, biased variance and count of the elements of each cell; `count` is a tensor where cells differ in it."""
+    """Mean, biased variance and count of the elements of each cell; `count` is a tensor where cells differ in it.
+
+    `by` is who computes with them.
+    """
 
     mean: Tensor
     var: Tensor
     count: Count
+    by: Arithmetic = field(default=arithmetic, kw_only=True)
 
     @staticmethod
     def of(x: Tensor, dims: Dims, within: tuple[Tensor, Tensor] | None = None) -> "Pooled":
@@ -75,12 +80,10 @@ class Moments:
     def pool(self, dims: Dims) -> "Moments":
         """The moments of the union of all cells along `dims`, which are kept with size 1."""
         if not isinstance(self.count, Tensor):
-            mean = self.mean.mean(dims, keepdim=True)
-            away = self.mean - mean
             cells = 1
             for dim in dims if isinstance(dims, tuple) else (dims,):
                 cells = cells * self.mean.shape[dim]
-            return self._pooled(mean, torch.addcmul(self.var, away, away).mean(dims, keepdim=True), self.count * cells)
+            return self._pooled(*self.by.pool(self.mean, self.var, dims), self.count * cells)
         weights, means, variances, total = self._weighted(lambda t: t.sum(dims, keepdim=True))
         mean = (weights * means).sum(dims, keepdim=True)
         var = (weights * (variances + (means - mean).square())).sum(dims, keepdim=True)
@@ -88,40 +91,27 @@ class Moments:
 
     def pool_groups(self, groups: int) -> "Moments":
         """For moments of shape (N, C): pooled within `groups` groups of adjacent channels, and spread over their channels again."""
-        channels = self.mean.shape[1]
-
-        def spread(t: Tensor) -> Tensor:
-            return t.expand(-1, -1, channels // groups).flatten(1)
-
-        def share(grad: Tensor) -> Tensor:
-            return spread(grad.reshape(grad.shape[0], groups, -1).sum(2, keepdim=True))
-
-        grouped = self.map(lambda t: t.expand_as(self.mean).reshape(-1, groups, channels // groups)).pool(2).map(spread)
-        return self._pooled(grouped.mean, grouped.var, grouped.count, share)
+        samples, channels = self.mean.shape
+        return self._within((samples, groups, channels // groups), 2)
 
     def pool_sets(self, ids: Tensor, sets: int) -> "Moments":
         """For moments of shape (N, C): pooled over the samples of the same id, from 0 to sets - 1, and spread over them again."""
 
-        def share(grad: Tensor) -> Tensor:
+        def total(grad: Tensor) -> Tensor:
             return grad.new_zeros((sets, grad.shape[1])).index_add(0, ids, grad)[ids]
+
+        def share(d_mean: Tensor, d_var: Tensor) -> Pair:
+            return total(d_mean), total(d_var)
 
         spread = self.of_sets(ids, sets).map(lambda t: t[ids])
         return self._pooled(spread.mean, spread.var, spread.count, share)
 
     def pool_runs(self, size: int) -> "Moments":
         """For moments of shape (N, C): pooled over runs of that many adjacent samples, and spread over them again."""
-        samples = self.mean.shape[0]
+        samples, channels = self.mean.shape
         if torch.compiler.is_compiling() or samples % size:
             return self.pool_sets(*_runs(self.mean, size))
-
-        def spread(t: Tensor) -> Tensor:
-            return t.unsqueeze(1).expand(-1, size, -1).flatten(0, 1)
-
-        def share(grad: Tensor) -> Tensor:
-            return spread(grad.view(-1, size, grad.shape[1]).sum(1))
-
-        runs = self.of_runs(size).map(spread)
-        return self._pooled(runs.mean, runs.var, runs.count, share)
+        return self._within((samples // size, size, channels), 1)
 
     def of_runs(self, size: int) -> "Moments":
         """The moments of each run of that many adjacent samples, of shape (runs, C); the last may be shorter."""
@@ -141,9 +131,23 @@ class Moments:
         var = total(weights * (variances + (means - mean[ids]).square()))
         return Moments(mean, var, total(self.counts()))
 
-    def _pooled(self, mean: Tensor, var: Tensor, count: Count, share: Callable[[Tensor], Tensor] | None = None) -> "Moments":
+    def _within(self, shape: tuple[int, int, int], dim: int) -> "Moments":
+        """Pooled along a dimension of this shape, and spread over it again."""
+
+        def share(d_mean: Tensor, d_var: Tensor) -> Pair:
+            found = self.by.share(d_mean.reshape(shape), d_var.reshape(shape), dim)
+            return found[0].reshape(d_mean.shape), found[1].reshape(d_var.shape)
+
+        seen, like = self.map(lambda t: t.expand_as(self.mean).reshape(shape)), self.mean.shape
+        if isinstance(seen.count, Tensor):
+            found = seen.pool(dim).map(lambda t: t.expand(shape).reshape(like))
+            return self._pooled(found.mean, found.var, found.count, share)
+        mean, var = self.by.pool(seen.mean, seen.var, dim, spread=True)
+        return self._pooled(mean.reshape(like), var.reshape(like), seen.count * shape[dim], share)
+
+    def _pooled(self, mean: Tensor, var: Tensor, count: Count, share: Share | None = None) -> "Moments":
         """What a union of these cells is: of x no longer, unless these are."""
-        return Moments(mean, var, count)
+        return Moments(mean, var, count, by=self.by)
 
     def counts(self) -> Tensor:
         """The count of every cell, as a tensor."""
@@ -170,13 +174,9 @@ class Moments:
     @staticmethod
     def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
         """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        terms = list(zip(sources, mean_weights.unbind(), var_weights.unbind(), strict=True))
-        # Backwards, as callers name the cells first: what samples or channels share is small.
-        first, p, q = terms[-1]
-        mean, var = first.mean * p, first.var * q
-        for m, p, q in reversed(terms[:-1]):
-            mean, var = torch.addcmul(mean, m.mean, p), torch.addcmul(var, m.var, q)
-        return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights)
+        by = sources[0].by
+        mean, var = by.weighted_sum(sources, mean_weights, var_weights)
+        return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights, by=by)
 
     @staticmethod
     def by_channels(*parts: "tuple[Moments, int]") -> "ByChannels":
@@ -189,7 +189,7 @@ class Moments:
             pieces.append([t.narrow(1, start, size).expand(samples, -1) for t in every])
             start += size
         mean, var, count = (torch.cat(piece, 1) for piece in zip(*pieces, strict=True))
-        return ByChannels(mean, var, count, parts)
+        return ByChannels(mean, var, count, parts, by=parts[0][0].by)
 
     def standardize(self, eps: float) -> tuple[Tensor, Tensor]:
         """Center and scale that bring data of these moments to mean 0 and variance 1."""
@@ -200,6 +200,10 @@ class Moments:
         if isinstance(self.count, Tensor):
             return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
         return self.var * (self.count / max(self.count - 1, 1))
+
+    def at_once(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool) -> AtOnce | None:
+        """The data that these are of, standardized, by a backend that can without taking them first."""
+        return None
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""
@@ -222,19 +226,19 @@ class Pooled(Moments):
     other ranks have elements in it too.
     """
 
-    share: Callable[[Tensor], Tensor] | None = None
+    share: Share | None = None
     world: bool = False
 
-    def _pooled(self, mean: Tensor, var: Tensor, count: Count, share: Callable[[Tensor], Tensor] | None = None) -> Moments:
+    def _pooled(self, mean: Tensor, var: Tensor, count: Count, share: Share | None = None) -> Moments:
         if self.share is None and not self.world:
-            return Pooled(mean, var, count, share)
-        return Moments(mean, var, count)  # no longer each element once, or not here: for autograd to follow
+            return Pooled(mean, var, count, share, by=self.by)
+        return super()._pooled(mean, var, count)  # no longer each element once, or not here: for autograd to follow
 
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
         d_mean, d_var = fit(d_mean, self.mean), fit(d_var, self.var)
         if self.share is not None:
-            d_mean, d_var = self.share(d_mean), self.share(d_var)
+            d_mean, d_var = self.share(d_mean, d_var)
         to.pooled.append((self, d_mean, d_var))
 
 
@@ -248,7 +252,7 @@ class Blend(Moments):
 
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
-        d_mean_weights, d_var_weights, own = to.weigh(d_mean, d_var, self.blended, self.mean_weights, self.var_weights)
+        d_mean_weights, d_var_weights, own = to.by.weigh(d_mean, d_var, self.blended, self.mean_weights, self.var_weights)
         to.tensors += [(self.mean_weights, d_mean_weights), (self.var_weights, d_var_weights)]
         for m, (own_mean, own_var) in zip(self.blended, own, strict=True):
             m.pull(own_mean, own_var, to)

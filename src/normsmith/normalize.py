@@ -32,13 +32,14 @@ from torch import Tensor
 
 from normsmith.activation import Activation
 from normsmith.affine import Standardized, Triple, pull_triple, through
+from normsmith.arithmetic import AtOnce
 from normsmith.cells import cut, statistics_of
 from normsmith.derivatives import fit
 from normsmith.errors import BackendError, CaptureError
 from normsmith.kernels import Backend, Bend, Bent, Bounds, reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments, Pooled, Pull
-from normsmith.plan import Plan, Sees, add_lines
+from normsmith.plan import Plan, Sees
 from normsmith.surroundings import is_batched, must_stay_plain, without_autocast
 from normsmith.world import World
 
@@ -124,6 +125,7 @@ class _Pass:
     affine: Affine
     bend: Bend | None = None
     given: Sequence[Tensor]  # the tensors of the mix, detached
+    whole: AtOnce | None = None  # output and backward of a backend that has both in one pass
     closed: Standardized | None = None  # what the mix made of them, if its derivative needs no autograd
 
     def __init__(self, plan: Plan, mix: Mix, present: tuple[bool, ...], act: Activation | None) -> None:
@@ -146,14 +148,17 @@ class _Pass:
         self.backend = backend = backend_for(x)
         with without_autocast(x):
             view = cut(x)
-            self.cells, self.batch = self.plan.moments(backend, view)
+            self.cells, self.batch = self.plan.moments(backend, view, later=True)
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
+                if isinstance(found, Standardized) and found.is_closed(self.given):
+                    self.closed = found
+                    self.whole = found.at_once() if self.act is None and len(tensors) == sum(self.present) else None
+                    if self.whole is not None:
+                        return self.whole.y.view_as(x)
                 self.affine, self.bend = self.mapped(view, found, self.given)
             refuse_captured(self.affine, self.mix)
-            if isinstance(found, Standardized) and found.is_closed(self.given):
-                self.closed = found
             return backend.cell_affine(view, *self.affine, self.bend).view_as(x)
 
     def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Bend | None]:
@@ -171,6 +176,8 @@ class _Pass:
     def backward(self, dy: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
+        if self.whole is not None:
+            return self.backward_of_whole(self.whole, dy, x)
         bent = None if self.bend is None else Bent(*self.affine, self.bend)
         if bent is not None:  # there is no dy where the mask is false, but no y either
             view = self.plan.filled(view)
@@ -178,7 +185,7 @@ class _Pass:
         scale = self.affine[1]
         shared = scale.shape[0] == 1 and (self.bend is None or self.bend.level.shape[0] == 1)
         total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, bent=bent)
-        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
+        pull = Pull(by=self.backend)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
             grads = through(pull.tensors, self.given)
@@ -188,13 +195,23 @@ class _Pass:
             grads[-1] = fit(below, tensors[-1])
         if not needed[0]:
             return [None, *grads]
-        lines, within = self.plan.lines(pull), self.plan.within or self.plan.everywhere(view)
-        if not lines:
+        line, within = self.plan.line(pull), self.plan.within or self.plan.everywhere(view)
+        if line is None:
             nothing = torch.zeros_like(scale)
             if bent is None:
                 return [self.backend.cell_affine(grad, nothing, scale, nothing).view_as(x), *grads]
-            lines, within = [(nothing, nothing, nothing)], (nothing, nothing)  # bounds that nothing lies between
-        return [self.backend.cell_grad_input(grad, view, scale, *add_lines(lines), within, bent).view_as(x), *grads]
+            line, within = (nothing, nothing, nothing), (nothing, nothing)  # bounds that nothing lies between
+        return [self.backend.cell_grad_input(grad, view, scale, *line, within, bent).view_as(x), *grads]
+
+    def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
+        """The same where it is one pass."""
+        self.cells = None  # which, not taken, would keep x as long as there is a graph
+        assert self.closed is not None
+        d_x, *rest = whole.backward(cut(dy), cut(x))
+        found = [
+            (t, d) for t, d in zip((self.closed.weight, self.closed.bias), rest, strict=True) if t is not None and d is not None
+        ]
+        return [d_x.view_as(x), *through(found, self.given)]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull
@@ -206,7 +223,7 @@ class _Pass:
         statistics = [t.requires_grad_(needed[0]) for m in copies.values() for t in (m.mean, m.var)]
         with torch.enable_grad():
             found = self.mixed(copies.get(id(self.cells)), copies.get(id(self.batch)), given)
-        pull = Pull(weigh=self.backend.weigh, unscale=self.backend.unscale)
+        pull = Pull(by=self.backend)
         (found.pull if isinstance(found, Standardized) else partial(pull_triple, found))(self.affine[1], total, product, pull)
         grads = through(pull.tensors, [*statistics, *given])
         for i, m in enumerate(sources):

@@ -5,19 +5,18 @@ masks and bounds. A NaN that was in x already is told apart by the count.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from normsmith.arithmetic import Line
 from normsmith.kernels import Backend, Bounds
 from normsmith.moments import Moments, Pooled, Pull
 from normsmith.world import World
 
 Sees = Literal["cells", "batch", "both", "nothing"]
-Line = tuple[Tensor, Tensor, Tensor]  # slope, pivot, offset: slope * (x - pivot) + offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +43,12 @@ class Plan:
         limit = torch.full((1, view.shape[1]), math.inf, dtype=view.dtype, device=view.device)
         return -limit, limit
 
-    def moments(self, backend: Backend, view: Tensor) -> tuple[Pooled | None, Pooled | None]:
-        """(cells, batch), None for what the method does not see."""
+    def moments(self, backend: Backend, view: Tensor, *, later: bool = False) -> tuple[Pooled | None, Pooled | None]:
+        """(cells, batch), None for what the method does not see; `later`, not before somebody asks for them, as long as x stands."""
         if self.sees == "nothing":
             return None, None
+        if later and self.sees == "cells" and self.within is None and self.mask is None:
+            return backend.cells_later(view), None
         found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
         if self.within is not None:
             found = _spoiled(found, self.within, self.sees == "batch")
@@ -59,14 +60,13 @@ class Plan:
         assert batch is None or isinstance(batch, Pooled)
         return None if self.sees == "batch" else found, batch
 
-    def lines(self, pull: Pull) -> list[Line]:
-        """The gradients through moments of x, each one line in x."""
+    def line(self, pull: Pull) -> Line | None:
+        """The gradients through moments of x, one line in x; None if nothing went that way."""
         found = []
         for moments, *grads in pull.pooled:
             d_mean, d_var = self.world.add(*grads) if moments.world and self.world is not None else grads
-            count = moments.count.clamp_min(1) if isinstance(moments.count, Tensor) else max(moments.count, 1)
-            found.append((d_var * (2 / count), moments.mean.detach(), d_mean / count))
-        return found
+            found.append((d_mean, d_var, moments.mean, moments.count))
+        return pull.by.lines(found) if found else None
 
     def _cut_mask(self, view: Tensor) -> Tensor:
         assert self.mask is not None
@@ -93,12 +93,3 @@ def _nothing(batch: Moments) -> Moments:
     """The moments of a rank without data, of the same shape; the count too, as all ranks must send as many numbers."""
     count = torch.zeros_like(batch.mean) if isinstance(batch.count, Tensor) else 0
     return Moments(torch.zeros_like(batch.mean), torch.zeros_like(batch.var), count)
-
-
-def add_lines(lines: Sequence[Line]) -> Line:
-    """Several lines as one, around the pivot of the first."""
-    slope, pivot, offset = lines[0]
-    for other_slope, other_pivot, other_offset in lines[1:]:
-        offset = torch.addcmul(offset + other_offset, other_slope, pivot - other_pivot)
-        slope = slope + other_slope
-    return slope, pivot, offset

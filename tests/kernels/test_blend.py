@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normsmith import moments
+from normsmith import arithmetic
 from normsmith.kernels import cpu
 from normsmith.moments import Moments
 
@@ -16,6 +16,6 @@ def test_the_loops_that_weigh_a_blend_find_what_torch_finds(dtype, shape):
     d_mean, d_var = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
     for sources in (every[:3], every[1:3], every, every[:1]):
         p, q = torch.rand(2, len(sources), dtype=dtype)
-        found, expected = (weigh(d_mean, d_var, sources, p, q) for weigh in (cpu.weigh, moments.weigh))
+        found, expected = (weigh(d_mean, d_var, sources, p, q) for weigh in (cpu.weigh, arithmetic.weigh))
         for one, other in zip((*found[:2], *sum(found[2], ())), (*expected[:2], *sum(expected[2], ())), strict=True):
             torch.testing.assert_close(one, other)

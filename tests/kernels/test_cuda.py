@@ -1,13 +1,12 @@
 """The Triton kernels: on a GPU where there is one, else on the CPU through Triton's interpreter, where every program takes milliseconds."""
 
 import math
-from itertools import combinations, product
-from random import Random
 from typing import get_args
 
 import pytest
 import torch
 from helpers import assert_same
+from tiles import DEVICE, LAYOUTS, laid_out, pairs, random, use_small_tiles
 from torch import Tensor
 
 from normsmith.kernels import Bend, Bent, Kind, reference
@@ -17,15 +16,7 @@ from normsmith.kernels import cuda
 from normsmith.kernels.cuda import geometry, launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, in the interpreter, for a NaN
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("moments", "affine", "affine floor", "sums", "sums floor", "input", "input floor")
-LAYOUTS = {
-    "rows": lambda empty, n, c, s: empty(n, c, s),
-    "columns": lambda empty, n, c, s: empty(n, s, c).transpose(1, 2),
-    "sliced rows": lambda empty, n, c, s: empty(n + 1, c + 2, s + 1)[1:, 1 : c + 1, 1:],
-    "sliced columns": lambda empty, n, c, s: empty(n + 1, s + 1, c + 2).transpose(1, 2)[1:, 1 : c + 1, 1:],
-    "neither": lambda empty, n, c, s: empty(s, n, 2 * c).permute(1, 2, 0)[:, ::2],
-}
 # (N, C, S): a single number, channel, position, sample; odd sizes; more channels than a tile; many samples; a long cell.
 SIZES = [(1, 1, 1), (3, 1, 70), (5, 7, 1), (1, 5, 33), (3, 5, 49), (2, 70, 3), (67, 3, 2), (2, 3, 301)]
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -35,29 +26,13 @@ STATISTICS = ("of cells", "shared", "mixed", "of samples")
 
 @pytest.fixture(autouse=True)
 def _small_tiles(request, monkeypatch):
-    """On the interpreter tiles are small and programs few, so that even little tensors are cut and merged."""
-    if DEVICE == "cpu" and "as_it_is" not in request.fixturenames:
-        for name, value in {"TILE": 64, "WIDTH": 8, "PROGRAMS": 12, "SHORT": 1, "LONGEST": 4}.items():
-            monkeypatch.setattr(geometry, name, value)
-        monkeypatch.setattr(launch, "MERGED", 16)
+    if "as_it_is" not in request.fixturenames:
+        use_small_tiles(monkeypatch)
 
 
 @pytest.fixture
 def as_it_is():
     """Tiles of the size they have on a GPU."""
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE, dtype)
-
-
-def laid_out(values: Tensor, kind: str) -> Tensor:
-    """The same values with the strides of that kind."""
-
-    def empty(*shape: int) -> Tensor:
-        return torch.full(shape, math.nan, dtype=values.dtype, device=values.device)
-
-    return LAYOUTS[kind](empty, *values.shape).copy_(values)
 
 
 def bounds(x: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
@@ -98,25 +73,6 @@ def run(backend, name, x, dy, limits, kind, shared):
         sums = backend.cell_grad_sums(dy, x, first, within if bent is None else None, shared=shared, bent=bent)
         return [t for t in sums if t is not None]
     return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, bent)]
-
-
-def pairs(*choices):
-    """Few combinations in which every two values of any two choices meet."""
-    draw, found = Random(0), []
-    missing = {(i, a, j, b) for i, j in combinations(range(len(choices)), 2) for a, b in product(choices[i], choices[j])}
-    while missing:
-        i, a, j, b = min(missing, key=str)
-        drawn = [[draw.choice(values) for values in choices] for _ in range(50)]
-        for row in drawn:
-            row[i], row[j] = a, b
-        best = max((of_two(row) for row in drawn), key=lambda met: len(met & missing))
-        missing -= best
-        found.append(drawn[[of_two(row) for row in drawn].index(best)])
-    return found
-
-
-def of_two(row):
-    return {(i, row[i], j, row[j]) for i, j in combinations(range(len(row)), 2)}
 
 
 @pytest.mark.parametrize(
@@ -271,28 +227,3 @@ def test_the_work_is_shared_out(shape, rows, shared):
     assert programs >= min(geometry.PROGRAMS // 2, splits.outer * tiles.blocks * splits.run // geometry.SHORT)
     assert splits.span <= geometry.LONGEST
     assert (splits.number - 1) * splits.span < splits.run <= splits.number * splits.span
-
-
-@pytest.mark.parametrize("shape", [(5, 70), (5, 1), (1, 70)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_derivative_of_standardizing_is_that_of_the_reference(dtype, shape):
-    total, product, scale = (random(5, 70, seed=seed, dtype=dtype) for seed in range(3))
-    inverse = random(*shape, seed=3, dtype=dtype)
-    found, expected = (backend.unscale(total, product, scale, inverse) for backend in (cuda, reference))
-    for a, b in zip(found, expected, strict=True):
-        assert_same(a, b)
-
-
-@pytest.mark.parametrize("step", [0.1, 0.7, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_running_average_moves_as_in_the_reference(dtype, step):
-    size, moved = 300, []
-    values = (random(1, size, dtype=dtype), random(1, size, seed=1, dtype=dtype))
-    for backend in (cuda, reference):
-        averages = (random(size, seed=2, dtype=dtype), random(size, seed=3, dtype=dtype))
-        versions = [t._version for t in averages]
-        backend.move_average(averages, values, (1.0, 1.25), step)
-        assert all(t._version > before for t, before in zip(averages, versions, strict=True)), "autograd would not notice"
-        moved.append(averages)
-    for a, b in zip(*moved, strict=True):
-        assert_same(a, b, tolerance=1e-6 if dtype == torch.float32 else 1e-12)

@@ -282,6 +282,11 @@ class TestMixture:
         assert x.grad.isfinite().all()
         assert layer.eval()(x).isfinite().all()
 
+    @pytest.mark.parametrize("rows", [1, 2, 7, 64])
+    def test_running_sums_by_additions_alone(self, rows):
+        values = torch.rand(rows, 3, dtype=torch.float64)
+        assert_same(_em._sum_by_doubling(values), values.cumsum(0))
+
     def test_em_every(self):
         x = example((64, CHANNELS, 5))
         layer = ns.MixtureNorm(CHANNELS, em_every=3, dtype=torch.float64)

@@ -283,3 +283,9 @@ def test_adaptation_by_a_mixture_of_statistics_is_refused():
     with pytest.raises(ns.ModelError, match="which has covariances"):
         ns.adapt(net, [torch.randn(8, 6)], method="alpha")
     ns.adapt(net, [torch.randn(8, 6)])
+
+
+@pytest.mark.parametrize("layer", [ns.Centering, ns.Decorrelating])
+def test_what_divides_by_nothing_takes_no_eps(layer):
+    with pytest.raises(ns.OptionError, match=r"expects no eps, as it divides by nothing: got eps=0.1"):
+        layer(4, eps=0.1)

@@ -126,6 +126,27 @@ def test_an_eigennet_step_is_the_step_of_kfac(bias):
         assert_same(made.bias, kfac[:, 6], tolerance=1e-9)
 
 
+def test_a_truncated_eigennet_step_is_that_of_kfac_within_the_directions_kept():
+    layer, x = layer_and_input("linear")
+    dh = torch.randn(50, 4).double() / 50
+    made = eigen(layer, x, dh, eps=0.0, clip=1e9, scale="fisher", rank=3)
+    assert made.whitened_weight.shape == (4, 3)
+    values, vectors = torch.linalg.eigh(covariance(x))
+    kept, mean = vectors[:, 3:], x.mean(0)
+    inverse = kept @ torch.diag(1 / values[3:]) @ kept.T
+    assert_same(made(x), (mean + (x - mean) @ kept @ kept.T) @ layer.weight.T + layer.bias, tolerance=1e-9)
+    before = made.weight
+    made.zero_grad()
+    made(x).backward(dh)
+    slope = dh.T @ (x - mean)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.sub_(0.01 * parameter.grad)
+    assert_same(made.weight, before - 0.01 * torch.linalg.solve(covariance(50 * dh, False), slope @ inverse), tolerance=1e-9)
+    assert eigen(layer, x, dh, energy=0.9).options.basis == "pca"
+    assert Eigen().basis == "zca"
+
+
 def test_the_fisher_block_of_an_eigennet_layer_is_the_identity_by_kronecker():
     layer, x = layer_and_input("linear")
     dh = torch.randn(50, 4).double() @ torch.randn(4, 4).double() / 50

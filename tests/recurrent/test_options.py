@@ -1,5 +1,7 @@
 """What is refused, how the weights begin, and what surgery and the doctor see of the norms inside."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +174,28 @@ def test_half_trained_states_load():
     found = layer.load_state_dict(nn.LSTM(3, 4, 2, bidirectional=True).state_dict(), strict=False)
     assert found.unexpected_keys == []
     assert all(key.startswith("norm_") for key in found.missing_keys)
+
+
+def test_signatures_name_the_options_and_subclasses_have_their_own():
+    class Bare(ns.LSTM):
+        def __init__(self, size):
+            super().__init__(size, size, norm=None)
+
+    class Passing(ns.GRU):
+        def __init__(self, size, **options):
+            super().__init__(size, size, **options)
+
+    class Layer(ns.BatchNorm):
+        def __init__(self, size, **options: dict[str, float]):
+            super().__init__(size, **options)
+
+    assert {"norm", "cell_norm", "forget_bias", "dropout"} <= inspect.signature(ns.LSTM).parameters.keys()
+    assert inspect.signature(ns.LSTMCell).parameters["forget_bias"].default == 1.0
+    assert not {"cell_norm", "forget_bias", "options"} & inspect.signature(ns.GRU).parameters.keys()
+    assert list(inspect.signature(Bare).parameters) == ["size"]
+    assert list(inspect.signature(Passing).parameters) == ["size", "options"]
+    assert "momentum" in inspect.signature(Layer).parameters
+    assert Passing(3, norm="rms").norm == "rms"
+    for wrong in (lambda: ns.GRU(3, 4, cell_norm="layer"), lambda: ns.LSTMCell(3, 4, nrm="layer")):
+        with pytest.raises(TypeError, match=r"(GRU|LSTMCell)\.__init__\(\) got an unexpected keyword argument"):
+            wrong()

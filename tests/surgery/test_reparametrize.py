@@ -186,7 +186,7 @@ def test_without_refreshes_and_data_that_is_white_it_trains_as_the_plain_net():
     assert_same(white.weight, plain.weight, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("name", ["wnn", "eigennet", "gwnn_pre:energy=0.8", "prong_plus"])
+@pytest.mark.parametrize("name", ["wnn", "eigennet", "eigennet:energy=0.8", "gwnn_pre:energy=0.8", "prong_plus"])
 def test_refreshes_come_every_so_many_steps_from_what_was_seen(name):
     model, data = network(), batch()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)

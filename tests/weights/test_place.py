@@ -1,5 +1,8 @@
 """`place`, `fold` and `undo` on models, what is left alone, and the first lengths by data."""
 
+import copy
+import math
+
 import pytest
 import torch
 from helpers import assert_same
@@ -208,3 +211,23 @@ def test_seen_by_param_groups():
     ns.weights.place(model, "weight_norm")
     groups = {group["name"]: len(group["params"]) for group in ns.param_groups(model, 1e-4)}
     assert groups == {"weights": 8, "biases": 4}
+
+
+def test_what_became_of_a_weight_is_told_in_words():
+    layer = nn.Linear(4, 4).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(4) * 0.1)
+    said = {name: str(ns.weights.place(copy.deepcopy(layer), name)) for name in ("weight_norm", "spectral", "orthogonal")}
+    assert "weight as it was" in said["weight_norm"]
+    assert "weight 10 times as large" in said["spectral"]
+    assert "weight 10 times as large" in said["orthogonal"]
+    assert "turned" not in said["orthogonal"]
+    with torch.no_grad():
+        layer.weight.add_(0.1)
+    row = ns.weights.place(layer, "weight_standardization").rows[0]
+    old, new = torch.full((4, 4), 0.1).double() + torch.eye(4).double() * 0.1, layer.weight.detach()
+    cosine = (old * new).sum() / old.norm() / new.norm()
+    assert (
+        row.words
+        == f"weight {float(new.norm() / old.norm()):.2g} times as large, turned by {math.degrees(math.acos(cosine)):.0f}°"
+    )

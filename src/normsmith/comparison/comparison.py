@@ -195,7 +195,8 @@ def _baseline(wanted: str | None, labels: list[str], recipe: dict[str, Any] | No
         return wanted
     named = None
     if recipe is not None and recipe.get("normalizers"):
-        named = recipe.get("baseline") or label_of(recipe["normalizers"][0])
+        first = (recipe.get(key, [None])[0] for key in ("normalizers", "reparametrize", "normalize_gradients"))
+        named = recipe.get("baseline") or label_of(*first)
     return next(label for label in (named, "batch", *known) if label in known)
 
 

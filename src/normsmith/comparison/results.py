@@ -36,6 +36,7 @@ _OF_RESULT = {
 }
 _OF_TIMING = ("seconds", "seconds per step", "seconds to target")
 _WORKED_OUT = {"machine": pl.String, "rest": pl.String}
+_IN_LABEL = {"normalizer", "reparametrize", "normalize_gradients"}  # what is compared, and named by the label
 _NO_MATTER = {"record", "threads", "keep_weights"}  # of `[training]`: what does not change an accuracy
 
 
@@ -145,7 +146,7 @@ def _table(manifests: Iterable[tuple[str, dict[str, Any]]]) -> pl.DataFrame:
 def _worked_out(manifest: dict[str, Any]) -> dict[str, str]:
     """Where a trial ran; and the rest of its settings, as JSON, so that only like is compared with like."""
     environment, trial = manifest.get("environment", {}), manifest["trial"]
-    rest = {name: value for name, value in trial.items() if name not in _OF_TRIAL and name != "normalizer"}
+    rest = {name: value for name, value in trial.items() if name not in _OF_TRIAL and name not in _IN_LABEL}
     training = {name: value for name, value in rest.get("training", {}).items() if name not in _NO_MATTER}
     return {
         "machine": f"{environment.get('machine')}, {environment.get('processor')}",

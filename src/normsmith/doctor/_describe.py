@@ -55,7 +55,7 @@ def describe(
     `narrowed` is the grid in the type of x, if the caller has it already.
     """
     samples, channels, _ = x.shape
-    extremes = x.new_empty((2, samples, channels))
+    extremes = x.new_empty((2, channels, samples))
     if x.numel() == 0:
         extremes[0], extremes[1] = torch.inf, -torch.inf
     elif kernels_take(x) and backend_for(x) is not reference:
@@ -63,10 +63,10 @@ def describe(
 
         in_kernel(x, facts, extremes, tallies, narrowed or (None if grid is None else grid.narrowed(x.dtype)))
     else:
-        extremes[0], extremes[1] = x.amin(2), x.amax(2)
+        extremes[0], extremes[1] = x.amin(2).T, x.amax(2).T
         for part in torch.split(x, max(1, CHUNK // (x.shape[1] * x.shape[2]))):
             _describe(part.transpose(0, 1).reshape(channels, -1), facts, tallies, grid)
-    return Extremes(extremes[0], extremes[1])
+    return Extremes(extremes[0].T, extremes[1].T)
 
 
 def _describe(x: Tensor, facts: Tensor, tallies: Tensor | None, grid: Grid | None) -> None:

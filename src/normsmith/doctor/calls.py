@@ -43,28 +43,38 @@ class Calls:
         if len(self._waiting) >= TOGETHER:
             self._settle()
 
-    def last(self, calls: int) -> tuple[Moments, Tensor]:
-        """The moments of each of the last calls, (calls, C), and which of them were finite."""
+    def _middles(self, calls: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The means of each of the last calls, (calls, C), which of them were finite, and all facts before and after each."""
         assert self._base is not None
         every = [self._base.to(self._waiting[-1][0].device), *(after for after, _ in self._waiting)]
         facts = torch.stack(every[-calls - 1 :]).cpu()
+        count, total = facts[..., COUNT], facts[..., COUNT] * facts[..., MEAN]
+        finite = (facts[1:, :, NOT_FINITE] == facts[:-1, :, NOT_FINITE]).all(1)
+        return total.diff(dim=0) / count.diff(dim=0).clamp_min(1), finite, facts
+
+    def last(self, calls: int) -> tuple[Moments, Tensor]:
+        """The moments of each of the last calls, (calls, C), and which of them were finite."""
+        mean, finite, facts = self._middles(calls)
         before, after = facts[:-1], facts[1:]
         count = after[..., COUNT] - before[..., COUNT]
-        safe = count.clamp_min(1)
-        mean = (after[..., COUNT] * after[..., MEAN] - before[..., COUNT] * before[..., MEAN]) / safe
         between = (mean - before[..., MEAN]).square() * before[..., COUNT] * count / after[..., COUNT].clamp_min(1)
-        var = ((after[..., SECOND] - before[..., SECOND] - between) / safe).clamp_min(0)
-        return Moments(mean, var, count), (after[..., NOT_FINITE] == before[..., NOT_FINITE]).all(1)
+        var = ((after[..., SECOND] - before[..., SECOND] - between) / count.clamp_min(1)).clamp_min(0)
+        return Moments(mean, var, count), finite
 
     def _settle(self) -> None:
         if not self._waiting:
             return
-        each, finite = self.last(len(self._waiting))
-        self._nonfinite += int((~finite).sum())
-        samples = torch.tensor([samples for _, samples in self._waiting], dtype=torch.float64)[:, None].expand_as(each.mean)
+        mean, finite, _ = self._middles(len(self._waiting))
+        samples = torch.tensor([samples for _, samples in self._waiting], dtype=torch.float64)
         self._base, self._waiting = self._waiting[-1][0], []
-        if bool(finite.any()):
-            self._add(Moments(each.mean[finite], torch.zeros_like(each.mean[finite]), samples[finite]).pool(0))
+        if not bool(finite.all()):
+            self._nonfinite += int((~finite).sum())
+            mean, samples = mean[finite], samples[finite]
+        if len(samples):
+            total = samples.sum(0, keepdim=True)
+            shares = samples / total
+            middle = shares @ mean
+            self._add(Moments(middle, shares @ (mean - middle).square(), total).map(lambda t: t.unsqueeze(0)))
 
     def _add(self, means: Moments | None) -> None:
         if means is not None:

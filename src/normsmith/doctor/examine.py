@@ -64,7 +64,7 @@ def examine(
 def _examination(seen: Observation, subject: Subject, findings: list[Finding]) -> Examination:
     """All that came of it."""
     unread = [f"{name or 'the model'}: {reason}" for name, reason in seen.unread.items()]
-    unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if layer.moments is None]
+    unread += [f"{layer.name}: no batch reached it" for layer in seen.layers if not layer.reached]
     return Examination(
         type(seen.model).__name__,
         tuple(findings),

@@ -50,7 +50,7 @@ class LayerView:
 
 def view_of(layer: Layer) -> LayerView:
     """What is known of a layer after observation. Statistics that later change are copied, histograms are not."""
-    if layer.profile is None or layer.moments is None:
+    if layer.profile is None or not layer.reached:
         return LayerView(layer.name, layer.kind, {})
     shape = layer.profile.to(torch.device("cpu")).moments
     found = {"mean": shape.mean.clone(), "deviation": shape.std}

@@ -127,13 +127,13 @@ class FourMoments:
     @property
     def skewness(self) -> Tensor:
         """E[(x - mean)^3] / std^3; 0 where the variance is."""
-        return self._in_units(self.facts[:, THIRD], 3)
+        second, third = self.facts[:, SECOND], self.facts[:, THIRD]
+        unit = torch.where(second > 0, second, 1)
+        return torch.where(second > 0, third / unit * (self.count / unit).sqrt(), 0)
 
     @property
     def kurtosis(self) -> Tensor:
         """E[(x - mean)^4] / std^4 - 3, the excess over a Gaussian's; 0 where the variance is."""
-        return torch.where(self.std > 0, self._in_units(self.facts[:, FOURTH], 4) - 3, 0)
-
-    def _in_units(self, powers: Tensor, power: int) -> Tensor:
-        held = self.std > 0
-        return torch.where(held, powers / self.count.clamp_min(1) / torch.where(held, self.std, 1) ** power, 0)
+        second, fourth = self.facts[:, SECOND], self.facts[:, FOURTH]
+        unit = torch.where(second > 0, second, 1)
+        return torch.where(second > 0, fourth / unit * (self.count / unit) - 3, 0)

@@ -45,26 +45,28 @@ def noise_curve(cells: Cells, kurtosis: Tensor, positions: int) -> tuple[NoisePo
     alive = var > 1e-12 * var.max()
     if not bool(alive.any()):
         return ()
-    away, squares = away[:, alive] / var[alive].sqrt(), squares[:, alive] / var[alive]
-    one = float(away.square().sum(0).mean() / (samples - 1))
-    shares = drawn(samples)
-    deviations = ((shares @ squares.float()) - (shares @ away.float()).square()).clamp_min(0).sqrt()
-    off = (deviations - 1).square().view(len(SIZES), DRAWS, -1).mean((1, 2)).sqrt().tolist()
+    unit = torch.where(alive, var, 1)  # a channel in which nothing varies adds nothing
+    away, squares = torch.where(alive, away / unit.sqrt(), 0), torch.where(alive, squares / unit, 0)
+    channels = int(alive.sum())
+    one = float(away.square().sum()) / (channels * (samples - 1))
+    means, sizes = (torch.cat([away, squares], 1).float().T @ drawn(samples)).chunk(2)
+    off = sizes.addcmul_(means, means, value=-1).clamp_min_(0).sqrt_().sub_(alive.float().unsqueeze(1))
+    spreads = (off.square_().view(-1, len(SIZES), DRAWS).sum((0, 2)) / (DRAWS * channels)).sqrt().tolist()
     tails = float((kurtosis[alive] + 2).clamp_min(0).mean())
     return tuple(
         NoisePoint(size, (one / size) ** 0.5, spread, (size * positions) ** -0.5, (tails / (4 * size * positions)) ** 0.5)
-        for size, spread in zip(SIZES, off, strict=True)
+        for size, spread in zip(SIZES, spreads, strict=True)
     )
 
 
 @functools.lru_cache(maxsize=8)
 def drawn(samples: int) -> Tensor:
-    """The share of each sample in batches of every size drawn from them, (sizes * DRAWS, samples); always the same ones."""
+    """The share of each sample in batches of every size drawn from them, (samples, sizes * DRAWS); always the same ones."""
     generator, rows = torch.Generator().manual_seed(0), []
     for size in SIZES:
         picked = torch.randint(0, samples, (DRAWS, size), generator=generator)
         rows.append(torch.zeros(DRAWS, samples).scatter_add_(1, picked, torch.full((DRAWS, size), 1 / size)))
-    return torch.cat(rows)
+    return torch.cat(rows).T.contiguous()
 
 
 def independent(curve: tuple[NoisePoint, ...]) -> float | None:

@@ -87,9 +87,14 @@ class Layer:
         return self.each.means
 
     @property
+    def reached(self) -> bool:
+        """Whether anything finite came by."""
+        return self.profile is not None and bool(self.profile.moments.count.any())
+
+    @property
     def moments(self) -> Moments | None:
         """Of all finite inputs, per channel, (1, C), in float64."""
-        if self.profile is None or not bool(self.profile.moments.count.any()):
+        if self.profile is None or not self.reached:
             return None
         found = self.profile.moments
         return Moments(*(t.cpu().unsqueeze(0) for t in (found.mean, found.var, found.count)))
@@ -177,4 +182,4 @@ class Observation:
 
     def tracked(self) -> list[Layer]:
         """The layers with running statistics that saw data."""
-        return [layer for layer in self.layers if layer.tracked and layer.moments is not None]
+        return [layer for layer in self.layers if layer.tracked and layer.reached]

@@ -11,7 +11,7 @@ from normsmith.doctor.observation import Layer, Observation
 
 def record(layer: Layer, seen: Observation) -> dict[str, Any]:
     """The numbers of one layer, None where there are none."""
-    tracked, moved = layer.tracked and layer.moments is not None, seen.batches > 1 and layer.moments is not None
+    tracked, moved = layer.tracked and layer.reached, seen.batches > 1 and layer.reached
     return {
         "layer": layer.name,
         "kind": layer.kind,

@@ -55,10 +55,13 @@ class Outlying(TopK):
         """Add the extremes of cells, of one or several adjacent rows for each of these samples, to a layer of these moments so far."""
         if not self._begun:
             self.begin(moments)
-        both = torch.cat([cells.high, -cells.low], 1)
-        if len(both) != len(numbers):
-            both = both.view(len(numbers), -1, both.shape[1]).amax(1)
-        self._keep(both, numbers)
+        low, high = cells
+        if len(high) != len(numbers):
+            low, high = (t.reshape(len(numbers), -1, t.shape[1]) for t in cells)
+            low, high = low.amin(1), high.amax(1)
+        self.keys = self.keys.to(high.device)
+        self._keep(high, numbers, self.keys[: self.channels // 2])
+        self._keep(low, numbers, self.keys[self.channels // 2 :], negative=True)
 
     @property
     def samples(self) -> Tensor:
@@ -71,25 +74,32 @@ class Outlying(TopK):
         stream.keys = state[0].clone(memory_format=torch.contiguous_format)
         return stream
 
-    def deviations(self, moments: FourMoments) -> Tensor:
-        """How many deviations from the mean of its channel each kept element is, (2C, k); minus infinity where there is none finite."""
+    def deviations(self, moments: FourMoments, rows: Tensor | slice = slice(None), depth: int = KEPT) -> Tensor:
+        """How many deviations from the mean of its channel each kept element is, (2C, k); minus infinity where there is none finite.
+
+        Or of some rows, and of the `depth` furthest in them.
+        """
         mean, std = moments.mean.to(self.keys.device), moments.std.to(self.keys.device)
-        center, unit = torch.cat([mean, -mean]).unsqueeze(1), torch.cat([std, std]).unsqueeze(1)
-        scores = self.scores.double()
-        held = (unit > 0) & (self.samples >= 0) & scores.isfinite()
+        center, unit = torch.cat([mean, -mean])[rows].unsqueeze(1), torch.cat([std, std])[rows].unsqueeze(1)
+        part = self.restored([self.keys[rows, :depth]])
+        scores = part.scores.double()
+        held = (unit > 0) & (part.samples >= 0) & scores.isfinite()
         return torch.where(held, (scores - center) / torch.where(unit > 0, unit, 1), -torch.inf)
 
     def top(self, moments: FourMoments, count: int = SHOWN) -> list[tuple[int, int, float]]:
         """Sample, channel and score of the samples furthest out, each once, the furthest first."""
-        if not bool((self.samples[:, 0] >= 0).any()):
-            return []
-        far, samples = self.deviations(moments).flatten().cpu(), self.samples.flatten().cpu()
-        order = far.topk(min(len(far), 16 * count)).indices
+        wanted = 16 * count  # elements, among which there are so many samples
+        rows = self.deviations(moments, depth=1).flatten()
+        rows = rows.topk(min(len(rows), wanted)).indices  # what is in no such row has as many before it
+        far, samples, rows = self.deviations(moments, rows).flatten().cpu(), self.samples[rows].flatten().cpu(), rows.cpu()
+        order = far.topk(min(len(far), wanted)).indices
         found: dict[int, tuple[int, int, float]] = {}
         for at, index, score in zip(order.tolist(), samples[order].tolist(), far[order].tolist(), strict=True):
             if index >= 0 and score > 0 and index not in found:
-                found[index] = (index, at // KEPT % (self.channels // 2), score)
-        return list(found.values())[:count]
+                found[index] = (index, int(rows[at // KEPT]) % (self.channels // 2), score)
+                if len(found) == count:
+                    break
+        return list(found.values())
 
     def specificity(self, moments: FourMoments, labels: Tensor | None) -> Specificity:
         """What the tails with outliers fire for; `labels` has one for each sample, by its number.

@@ -45,11 +45,14 @@ def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor
 
 def shift(layer: Layer, samples: int) -> Shift | None:
     """That of a layer with running statistics which saw data of so many samples; None where they are not finite, or not there."""
-    if not layer.tracked or layer.moments is None or not all(bool(t.isfinite().all()) for t in layer.running()):
+    moments = layer.moments if layer.tracked else None
+    if moments is None:
+        return None
+    source_mean, source_var = (t.cpu() for t in layer.running())
+    if not bool((source_mean - source_var).isfinite().all()):
         return None
     own = getattr(layer.module, "part_of", lambda statistic: statistic)
-    mean, var = own(layer.moments.mean.flatten()), own(layer.moments.var.flatten())
-    source_mean, source_var = (t.cpu() for t in layer.running())
+    mean, var = own(moments.mean.flatten()), own(moments.var.flatten())
     tiny = torch.finfo(torch.float64).tiny
     var, source_var = (var + layer.eps).clamp_min(tiny), (source_var + layer.eps).clamp_min(tiny)
     found = gap(layer)

@@ -41,21 +41,22 @@ class TopK:
                 f"{tuple(scores.shape)} and {samples.tolist()}; number the samples of the data set"
             )
         if len(samples):
-            self._keep(scores, samples)
+            self.keys = self.keys.to(scores.device)
+            self._keep(scores, samples, self.keys)
 
-    def _keep(self, scores: Tensor, samples: Tensor) -> None:
-        self.keys = self.keys.to(scores.device)
-        scores = scores.detach().float().contiguous()
+    def _keep(self, scores: Tensor, samples: Tensor, kept: Tensor, *, negative: bool = False) -> None:
+        """Insert scores, or their negatives, into these rows of the keys."""
+        scores, samples = scores.detach().float(), samples.to(scores.device, torch.int64).contiguous()
         if kernels_take(scores) and backend_for(scores) is not reference:
             from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
 
-            keep_largest(scores, samples.to(scores.device, torch.int64).contiguous(), self.keys)
+            keep_largest(scores, samples, kept, negative=negative)
             return
-        keys = (ordered(scores.T).long() << 32) | (LAST - samples.to(scores.device, torch.int64))
-        keys = torch.where(scores.T.isnan(), _EMPTY, keys)
-        rows = (keys.amax(1) > self.keys[:, -1]).nonzero().flatten()
+        scores = -scores.T if negative else scores.T
+        keys = torch.where(scores.isnan(), _EMPTY, (ordered(scores).long() << 32) | (LAST - samples))
+        rows = (keys.amax(1) > kept[:, -1]).nonzero().flatten()
         if len(rows):
-            self.keys[rows] = self._best(self.keys[rows], keys[rows])
+            kept[rows] = self._best(kept[rows], keys[rows])
 
     def _best(self, kept: Tensor, keys: Tensor) -> Tensor:
         """The k largest keys of different samples, each of the two being of different samples already."""

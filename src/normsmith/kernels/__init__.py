@@ -1,11 +1,11 @@
-"""Four operations on cut tensors, which know no method and no module, and three on statistics; every backend has the same.
+"""Four operations on cut tensors, which know no method and no module, and some on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
+    cells_later(x)                                   the same of cells, which may wait until somebody asks for their values
     cell_affine(x, center, scale, bias, bend)        y = (x - center) * scale + bias, bent
     cell_grad_sums(dy, x, center, within, shared, bent)    sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, bent)   dx = dy * scale + ((x - pivot) * slope + offset)
-    unscale(total, product, scale, inverse)          the derivative of standardizing: of the weight, the mean, the variance
-    weigh(d_mean, d_var, sources, mean_weights, var_weights)  the derivative of `Moments.blend`
+    pool, share, weighted_sum, weigh, standardize, unstandardize, lines    as in `arithmetic.py`, in as few steps as may be
     move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
@@ -19,13 +19,12 @@ Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba)
 work.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from normsmith.derivatives import Weighed
-from normsmith.moments import Moments, Pooled
+from normsmith.arithmetic import Arithmetic
+from normsmith.moments import Pooled
 
 Bounds = tuple[Tensor, Tensor]
 
@@ -57,10 +56,12 @@ class Sums(NamedTuple):
     below: Tensor | None = None
 
 
-class Backend(Protocol):
+class Backend(Arithmetic, Protocol):
     """A module with these operations."""
 
     def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
+
+    def cells_later(self, x: Tensor) -> Pooled: ...
 
     def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor: ...
 
@@ -86,12 +87,6 @@ class Backend(Protocol):
         within: Bounds | None = None,
         bent: Bent | None = None,
     ) -> Tensor: ...
-
-    def unscale(self, total: Tensor, product: Tensor, scale: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def weigh(
-        self, d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weights: Tensor, var_weights: Tensor
-    ) -> Weighed: ...
 
     def move_average(
         self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float

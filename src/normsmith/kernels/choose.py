@@ -32,7 +32,7 @@ from normsmith.surroundings import must_stay_plain
 
 VARIABLE = "NORMSMITH_BACKEND"
 _LOADERS = {"cpu": "normsmith.kernels.cpu", "cuda": "normsmith.kernels.cuda", "reference": "normsmith.kernels.reference"}
-_MIXTURES = {"cpu": "normsmith.kernels.cpu.mixture"}
+_MIXTURES = {"cpu": "normsmith.kernels.cpu.mixture", "cuda": "normsmith.kernels.cuda.mixture"}
 NAMES = ("auto", "torch", *_LOADERS)
 
 

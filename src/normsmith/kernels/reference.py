@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normsmith.derivatives import unscale, weigh
+from normsmith.arithmetic import lines, pool, share, standardize, unstandardize, weigh, weighted_sum
 from normsmith.kernels import Bend, Bent, Bounds, Sums
 from normsmith.moments import Moments, Pooled
 
@@ -13,10 +13,16 @@ __all__ = [
     "cell_grad_input",
     "cell_grad_sums",
     "cell_moments",
+    "cells_later",
+    "lines",
     "move_average",
+    "pool",
+    "share",
+    "standardize",
     "statistics_type",
-    "unscale",
+    "unstandardize",
     "weigh",
+    "weighted_sum",
     "widened",
 ]
 
@@ -70,6 +76,9 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     bounds = None if within is None else (within[0].unsqueeze(2), within[1].unsqueeze(2))
     found = Moments.of(widened(x), (0, 2) if shared else 2, bounds).map(lambda t: t.squeeze(2))
     return Pooled(found.mean, found.var, found.count)
+
+
+cells_later = cell_moments  # nothing is gained by waiting
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor:

@@ -63,6 +63,8 @@ def settle(layer: nn.Module, collected: Tensor, within: bool) -> None:
             kept = pairs(layer, mean, var if within else union.unbiased())
         for running, value in kept:
             running.copy_(torch.where(count > 0, value.to(running.dtype), running))
+        if isinstance(layer, RunningNormalizer):
+            layer.settled(count)
         tracked = layer._buffers["num_batches_tracked"]
         assert tracked is not None
         tracked.copy_(torch.where(number > 0, number, tracked))

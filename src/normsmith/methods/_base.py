@@ -167,6 +167,11 @@ class Normalizer(nn.Module):
         """A new layer of torch.nn with the same options and state-dict keys, or None if torch has no such layer."""
         return None
 
+    @classmethod
+    def without_meaning(cls, options: dict[str, Any]) -> set[str]:
+        """The options of the constructor that mean nothing beside these; it refuses them."""
+        return set()
+
     def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
         """Arguments that forward needs besides `x`, made up from it: for traces, tests and benchmarks."""
         return {}

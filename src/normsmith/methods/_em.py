@@ -35,10 +35,20 @@ def least_share(components: int) -> float:
     return max(1e-3 / components, 1e-4)
 
 
+def per_mixture(counts: Tensor, joint: bool) -> Tensor:
+    """How much each component counts: for all channels together, (K, 1), or for each, (K, C)."""
+    return counts.mean(1, keepdim=True) if joint else counts
+
+
+def shares_of(counts: Tensor) -> Tensor:
+    """The priors that so much of each component makes."""
+    return counts / counts.sum(0, keepdim=True)
+
+
 def maximise(found: Moments, joint: bool) -> Mixture:
     """The mixture that weighted moments make."""
-    counts = found.counts().mean(1, keepdim=True) if joint else found.counts()
-    return Mixture(counts / counts.sum(0, keepdim=True), found.mean, found.var.clamp_min(FLOOR))
+    prior = shares_of(per_mixture(found.counts(), joint))
+    return Mixture(prior, found.mean, found.var.clamp_min(FLOOR))
 
 
 def alone(mixture: Mixture) -> Mixture:
@@ -82,6 +92,21 @@ def spread_of(points: Tensor, joint: bool) -> Tensor:
     return _described(points, joint)[3].clamp_min(FLOOR)
 
 
+def _running_sum(values: Tensor) -> Tensor:
+    """The sums of all rows up to each; by additions alone where torch's own on a GPU would not repeat to the bit."""
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum(0)
+    return _sum_by_doubling(values)
+
+
+def _sum_by_doubling(values: Tensor) -> Tensor:
+    reach = 1
+    while reach < values.shape[0]:
+        values = torch.cat([values[:reach], values[reach:] + values[:-reach]])
+        reach *= 2
+    return values
+
+
 def seed(points: Tensor, components: int, joint: bool) -> Mixture:
     """Starting components on points far from each other, by k-means++ with the median in the place of each draw.
 
@@ -99,7 +124,7 @@ def seed(points: Tensor, components: int, joint: bool) -> Mixture:
 
     def pick(key: Tensor, weight: Tensor) -> Tensor:
         order = torch.where(held, key, torch.inf).argsort(dim=0, stable=True)
-        mass = torch.where(held, weight, 0).gather(0, order).cumsum(0)
+        mass = _running_sum(torch.where(held, weight, 0).gather(0, order))
         first = (mass < 0.5 * mass[-1:]).sum(0, keepdim=True)
         return clean.gather(0, order.gather(0, first).expand(1, clean.shape[1]))
 

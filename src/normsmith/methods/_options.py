@@ -4,7 +4,8 @@ Its signature shows them one by one all the same.
 """
 
 import inspect
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, get_args, is_typeddict
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ class Statistics(Common, total=False):
 
 
 class WithoutEps(Basic, total=False):
-    """For methods with their own default of eps."""
+    """For methods with their own default of eps, or without one."""
 
     momentum: float | None
     affine: bool
@@ -55,6 +56,12 @@ class WithoutEps(Basic, total=False):
 
 class Running(Policies, Statistics, total=False):
     """All of them."""
+
+
+def refuse_eps(name: str, options: Mapping[str, Any]) -> None:
+    """Raise for an eps that a method which divides by nothing is given."""
+    if "eps" in options:
+        raise OptionError(f"{name} expects no eps, as it divides by nothing: got eps={options['eps']!r}; leave it out")
 
 
 def check_running(
@@ -81,11 +88,22 @@ def check_running(
 
 
 def write_out_signature(cls: type[Any], base: type[Any]) -> None:
-    """Give a class whose constructor passes options on to `base` a signature that names them."""
+    """Give a class whose constructor passes options on to `base` a signature that names them, those that it is typed to take."""
     own = inspect.signature(cls.__init__)
     if not any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
         cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # not that of the class it inherits from
         return
     common = {k: p for k, p in inspect.signature(base.__init__).parameters.items() if k not in ("self", "num_features")}
+    typed = typed_options(own)
+    if typed:  # a subclass of a user's may pass on whatever it is given
+        common = {k: p for k, p in common.items() if k in own.parameters or k in typed}
     special = [p for k, p in own.parameters.items() if k != "self" and k not in common and p.kind is not p.VAR_KEYWORD]
     cls.__signature__ = own.replace(parameters=[*special, *(own.parameters.get(k, p) for k, p in common.items())])
+
+
+def typed_options(signature: inspect.Signature) -> dict[str, Any]:
+    """What a constructor takes as `**options: Unpack[...]`, with its types; nothing if it does not say."""
+    written = [get_args(p.annotation)[:1] for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return {
+        key: found for (kind,) in filter(None, written) if is_typeddict(kind) for key, found in kind.__annotations__.items()
+    }

@@ -168,11 +168,7 @@ class RunningNormalizer(Normalizer):
         return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask, act=self.bend).y
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """The running mean and variance for one forward.
-
-        Where a backward will need them they are copies: what DistributedDataParallel, or the next forward, writes into the buffers in
-        between must not reach it.
-        """
+        """The running mean and variance for one forward: copies where a backward, before which others may write to them, needs them."""
         mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         assert mean is not None
         assert var is not None
@@ -192,7 +188,7 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
-        if not final and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum):
+        if batches is None and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum, final=final):
             return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype
@@ -232,6 +228,9 @@ class RunningNormalizer(Normalizer):
     def kept(self, mean: Tensor, final_var: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The buffers, each with what moves it."""
         return pairs(self, mean, final_var)
+
+    def settled(self, counts: Tensor) -> None:
+        """Bring along what else is kept: mean and variance are now those of batches that counted so much for each of them."""
 
     def _accumulated(
         self, pending: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, take: Tensor | None, final: bool

@@ -9,13 +9,13 @@ Fails when: as batch norm on small batches; activations that grow are not held b
 Reference: Faye, Azzag and Lebbah, "Unsupervised Adaptive Normalization", IJCNN 2024, in its survey of normalizers.
 """
 
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from normsmith.affine import Triple
+from normsmith.methods._options import WithoutEps, refuse_eps
 from normsmith.methods._running import RunningNormalizer
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
@@ -32,36 +32,9 @@ def mix(cells: None, batch: Moments | None, mean: Tensor | None, weight: Tensor 
 class Centering(RunningNormalizer):
     """Takes the mean of each channel away; the card is `normsmith show centering`."""
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        frozen: bool = False,
-        accumulate: int = 1,
-        nonfinite: Literal["update", "skip"] = "update",
-        on_single: Literal["error", "running", "batch"] = "error",
-        process_group: dist.ProcessGroup | None = None,
-        act: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=track_running_stats,
-            frozen=frozen,
-            accumulate=accumulate,
-            nonfinite=nonfinite,
-            on_single=on_single,
-            process_group=process_group,
-            act=act,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, num_features: int, **running: Unpack[WithoutEps]) -> None:
+        refuse_eps(type(self).__name__, running)
+        super().__init__(num_features, **running)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)

@@ -126,6 +126,19 @@ class ContextNorm(RunningNormalizer):
             if table is not None:
                 (nn.init.zeros_ if self.initial == "identity" else nn.init.xavier_uniform_)(table)
 
+    @torch.no_grad()
+    def start_from(self, mean: Tensor, std: Tensor) -> None:
+        """Have the tables of all contexts subtract this mean and, eps counted in, divide by this deviation."""
+        assert self.context_mean is not None
+        assert self.context_log_std is not None
+        std = std.double() - self.eps if self.eps_outside else (std.double().square() - self.eps).clamp_min(0).sqrt()
+        self.context_mean.copy_(mean)
+        self.context_log_std.copy_(std.clamp_min(torch.finfo(torch.float32).tiny).log())
+
+    @classmethod
+    def without_meaning(cls, options: dict[str, Any]) -> set[str]:
+        return _NOT_OF_TABLES if options.get("stats") == "parameters" else set()
+
     def forward(self, x: Tensor, context: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)

@@ -12,14 +12,13 @@ Reference: Faye, Azzag and Lebbah, "Unsupervised Adaptive Normalization", IJCNN 
 """
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Unpack
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from normsmith.covariance import Covariance
 from normsmith.methods._matrices import pca
+from normsmith.methods._options import WithoutEps, refuse_eps
 from normsmith.methods._whitening import WhiteningNormalizer, finished
 from normsmith.whitening import Mix, Triple
 
@@ -33,38 +32,9 @@ class Decorrelating(WhiteningNormalizer):
 
     turns: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        group_size: int | None = 64,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        frozen: bool = False,
-        accumulate: int = 1,
-        nonfinite: Literal["update", "skip"] = "update",
-        on_single: Literal["error", "running", "batch"] = "error",
-        process_group: dist.ProcessGroup | None = None,
-        act: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            group_size=group_size,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=track_running_stats,
-            frozen=frozen,
-            accumulate=accumulate,
-            nonfinite=nonfinite,
-            on_single=on_single,
-            process_group=process_group,
-            act=act,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, num_features: int, *, group_size: int | None = 64, **running: Unpack[WithoutEps]) -> None:
+        refuse_eps(type(self).__name__, running)
+        super().__init__(num_features, group_size=group_size, **running)
 
     def mix(self) -> Mix:
         return partial(mix, eps=self.eps)  # which moves no axis

@@ -158,17 +158,30 @@ class MixtureNorm(ComponentNormalizer):
             tracked = self._buffers["num_batches_tracked"]
             if tracked is None:
                 return self._improved(x, mask, self._seeded(x, mask))
-            batches, mean = tracked.max(), self._buffers["running_mean"]
-            assert mean is not None
-            # Components that are all alike, from a batch norm's checkpoint, would stay so.
-            fresh = (batches == 0) | ((mean == mean[0]).all() & (self.components > 1))
+            batches, fresh, average = self._so_far(tracked.max())
             # Off the CPU reading the counter would wait, and in a graph it cannot be read: all is computed, and chosen from.
             if x.device.type == "cpu" and not must_stay_plain((x,)):
                 number = int(batches)
-                start = self._seeded(x, mask) if bool(fresh) else self._average()
+                start = self._seeded(x, mask) if bool(fresh) else average
                 return self._improved(x, mask, start) if number % self.em_every == 0 else start
-            start = self._seeded(x, mask).where(fresh, self._average())
+            start = self._seeded(x, mask).where(fresh, average)
             return self._improved(x, mask, start).where(batches % self.em_every == 0, start)
+
+    def _so_far(self, batches: Tensor) -> tuple[Tensor, Tensor, Mixture]:
+        """How many batches there were, whether EM is to start anew, and the mixture that it starts from otherwise.
+
+        Inside `collecting` it starts anew once: components of batches that each did so could not be merged, as one batch's first may be
+        the other's second.
+        """
+        average = self._average()
+        # Components that are all alike, from a batch norm's checkpoint, would stay so.
+        fresh = (batches == 0) | ((average.mean == average.mean[0]).all() & (self.components > 1))
+        if self.collected is None:
+            return batches, fresh, average
+        mean, var, counts, number = (t.to(average.mean) for t in self.collected)
+        found = Mixture(_em.shares_of(_em.per_mixture(counts, self._joint)), mean, var.clamp_min(_em.FLOOR))
+        begun = number.max() > 0
+        return batches + number.max().long(), fresh & ~begun, found.where(fresh & begun, average)
 
     def _seeded(self, x: Tensor, mask: Tensor | None) -> Mixture:
         points = _em.sample(x, mask, self.world)
@@ -192,20 +205,31 @@ class MixtureNorm(ComponentNormalizer):
         tracked = self._buffers["num_batches_tracked"]
         if tracked is None or self.running_prior is None:
             return
+        if self.collected is not None:  # the priors follow from what was collected: `settled`
+            self.update(batch)
+            return
         before = tracked.clone()
         self.update(batch)
         moved = (tracked != before).any()
-        counts = batch.counts().mean(1, keepdim=True) if self._joint else batch.counts()
+        counts = _em.per_mixture(batch.counts(), self._joint)
         if self.pending_counts is not None:
             self.pending_counts.add_(torch.where(counts.isfinite(), counts, 0).to(self.pending_counts))
             counts = self.pending_counts.clone()
             self.pending_counts.mul_(~moved)
-        prior = counts / counts.sum(0, keepdim=True)
+        prior = _em.shares_of(counts)
         step = self._step(tracked.max(), self.running_prior.dtype)
-        new = torch.lerp(self.running_prior, prior.to(self.running_prior), torch.as_tensor(step).to(self.running_prior))
+        step = (
+            step.to(self.running_prior) if isinstance(step, Tensor) else step
+        )  # a number is not sent to a GPU, which would wait
+        new = torch.lerp(self.running_prior, prior.to(self.running_prior), step)
         self.running_prior.copy_(torch.where(moved, new, self.running_prior))
         if self.components > 1:
             self._revive(x, mask, fitted, moved)
+
+    def settled(self, counts: Tensor) -> None:
+        if self.running_prior is not None:
+            prior = _em.shares_of(_em.per_mixture(counts, self._joint)).to(self.running_prior)
+            self.running_prior.copy_(torch.where(prior.isfinite(), prior, self.running_prior))
 
     def _revive(self, x: Tensor, mask: Tensor | None, fitted: Mixture, moved: Tensor) -> None:
         """Start dead components anew where the mixture explains least, with an even share and the spread of all."""

@@ -11,7 +11,12 @@ eigenvalue: only the shape of G counts, not its size, which vanishes as training
 `scale="fisher"` takes G as it is, for a loss that is the mean over samples: then it is the step of K-FAC in size too. G is of the
 gradients of the loss that is trained on, with the labels of the data: the empirical Fisher.
 
+With `energy` or `rank` only the directions with the largest eigenvalues are kept of the inputs, which loses what is left out and nothing
+else; the step is then that of K-FAC within them. Gradients are not truncated: a direction of the outputs in which little gradient comes
+back is one in which the loss is flat now, not one that the network can do without, and a narrower R would set it to zero for good.
+
 Differs from the source, of which one formula was at hand: after Luo, 2017, reconstructed. The bias stands inside R here, outside there.
+The abstract's "removing eigenvectors with small eigenvalues" does not say of which side; `gwnn_post` removes outputs, by their variance.
 Cost: the products R V U, independent of the batch; while it looks, a covariance of inputs, and one of gradients in the backward.
 Fails when: G is of few samples or of a loss near zero; the batch size of K-FAC's literature is hundreds.
 Reference: Luo, "EigenNet: Towards Fast and Structural Learning of Deep Neural Networks", IJCAI 2017; Martens and Grosse, "Optimizing Neural
@@ -32,7 +37,7 @@ from normsmith.natural.whitener import Basis, whitener
 
 @dataclass(frozen=True)
 class Eigen(Whitening):
-    """How inputs and gradients are whitened."""
+    """How inputs and gradients are whitened; a truncated basis is that of the eigenvectors, in which a step of SGD is the same."""
 
     eps: float = 0.3
     basis: Basis = "zca"
@@ -40,6 +45,8 @@ class Eigen(Whitening):
     scale: Literal["mean", "fisher"] = "mean"
 
     def __post_init__(self) -> None:
+        if self.energy != 1 or self.rank is not None:
+            object.__setattr__(self, "basis", "pca")
         super().__post_init__()
         if not self.clip >= 1:
             raise OptionError(

@@ -173,14 +173,16 @@ class NaturalLayer(nn.Module):
             group = dist.group.WORLD
         return None if group is None or dist.get_world_size(group) == 1 else World(group, type(self).__name__)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The steps counted, for a training that goes on from a checkpoint."""
-        return {"steps": self.steps}
+    def get_extra_state(self) -> dict[str, Any]:
+        """The steps counted, and what was seen for the next refresh, for a training that goes on from a checkpoint."""
+        return {"steps": self.steps, "seen": self.seen.state()}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Go on counting from a checkpoint."""
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on counting and looking from a checkpoint."""
         self.steps = state["steps"]
         self.attend(self.due())
+        if self.seen.when != "never" and state.get("seen"):
+            self.seen.load(state["seen"], self.whitened_weight.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take on the shapes of a checkpoint, which may have kept another number of directions."""

@@ -24,6 +24,21 @@ class Seen:
         new = Spread.of(rows, groups)
         self.spread = new if self.spread is None else self.spread.and_of(new)
 
+    def state(self) -> dict[str, Any]:
+        """What was seen, as tensors and plain data; nothing if that is nothing."""
+        heard = None if self.probe is None else self.probe.grad
+        if self.spread is None and heard is None:
+            return {}
+        return {"spread": None if self.spread is None else tuple(self.spread), "heard": heard, "samples": self.samples}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with what was seen before."""
+        if state["spread"] is not None:
+            self.spread = Spread(*(tensor.to(device) for tensor in state["spread"]))
+        if state["heard"] is not None and self.probe is not None:
+            self.probe.grad = state["heard"].to(device)
+        self.samples = state["samples"]
+
 
 class Listen(torch.autograd.Function):
     """Passes an output on. The gradient of `probe` is made to be Σ dh dhᵀ over the rows of dh, times the square of the samples.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,24 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from normsmith.errors import InputError, OptionError
-from normsmith.recurrent._norms import Norm, make_norm
+from normsmith.recurrent._norms import make_norm
+from normsmith.recurrent._options import Options, write_out_signature
 from normsmith.recurrent._packed import Rows, rows_of
 from normsmith.recurrent._steps import Part, States, Step, products, run
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options that LSTM, GRU and their cells have in common; what a GRU has no use for is at rest."""
-
-    norm: Norm
-    bias: bool
-    max_steps: int
-    h0_noise: float
-    gamma: float
-    device: torch.device | str | None
-    dtype: torch.dtype | None
-    cell_norm: Norm = None
-    forget_bias: float = 0.0
 
 
 class Recurrent(nn.Module):
@@ -35,6 +20,7 @@ class Recurrent(nn.Module):
 
     gates: ClassVar[int]
     states: ClassVar[int]  # how many tensors a state is
+    start: ClassVar[Options] = Options()  # what it is if nothing is said
     step: ClassVar[Step]
     bias_of: ClassVar[Callable[[Part], Tensor | None]]
 
@@ -51,6 +37,10 @@ class Recurrent(nn.Module):
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, options.bias
         self.norm, self.cell_norm = options.norm, options.norm if options.cell_norm == "same" else options.cell_norm
         self.h0_noise = options.h0_noise
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        write_out_signature(cls, cls.start)
 
     def _add(self, suffix: str, input_size: int, options: Options) -> None:
         width = self.gates * self.hidden_size

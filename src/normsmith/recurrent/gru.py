@@ -6,12 +6,14 @@ With norm=None it is torch's operator, and with an identity as norm the same num
 Reference: Cho et al., 2014, in torch's form; Ba, Kiros and Hinton, "Layer Normalization", 2016.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from normsmith.recurrent._base import Cell, Layers, Options
-from normsmith.recurrent._norms import Norm
+from normsmith.recurrent._base import Cell, Layers
+from normsmith.recurrent._options import Shared
 from normsmith.recurrent._steps import gru_bias, gru_step
 
 
@@ -27,19 +29,13 @@ class GRU(Layers):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        norm: Norm = "layer",
-        bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        max_steps: int = 100,
-        h0_noise: float = 0.0,
-        gamma: float = 0.1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[Shared],
     ) -> None:
-        options = Options(norm, bias, max_steps, h0_noise, gamma, device, dtype)
-        super().__init__(input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, options)
+        own = self.start.given(GRU, options)
+        super().__init__(input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, own)
 
     def forward(
         self, x: Tensor | PackedSequence, hx: Tensor | None = None, *, lengths: Tensor | None = None
@@ -55,20 +51,8 @@ class GRUCell(Cell):
     gates, states = 3, 1
     step, bias_of = gru_step, gru_bias
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        norm: Norm = "layer",
-        bias: bool = True,
-        max_steps: int = 100,
-        h0_noise: float = 0.0,
-        gamma: float = 0.1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, Options(norm, bias, max_steps, h0_noise, gamma, device, dtype))
+    def __init__(self, input_size: int, hidden_size: int, **options: Unpack[Shared]) -> None:
+        super().__init__(input_size, hidden_size, self.start.given(GRUCell, options))
 
     def forward(self, x: Tensor, hx: Tensor | None = None, step: int = 0) -> Tensor:
         """`step` is the number of the step, counted from 0: batch norm has statistics for each."""

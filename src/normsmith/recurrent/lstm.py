@@ -10,15 +10,18 @@ Batch norm has statistics of its own for each of the first `max_steps` steps, we
 Reference: Hochreiter and Schmidhuber, 1997; Ba, Kiros and Hinton, 2016; Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from normsmith.recurrent._base import Cell, Layers, Options
-from normsmith.recurrent._norms import Norm
+from normsmith.recurrent._base import Cell, Layers
+from normsmith.recurrent._options import OfLSTM, Options
 from normsmith.recurrent._steps import lstm_bias, lstm_step
 
 Pair = tuple[Tensor, Tensor]
+_START = Options(cell_norm="same", forget_bias=1.0)
 
 
 class LSTM(Layers):
@@ -29,7 +32,7 @@ class LSTM(Layers):
     `forget_bias` is the first bias of the forget gate, if there are biases.
     """
 
-    gates, states = 4, 2
+    gates, states, start = 4, 2, _START
     step, bias_of, fused = lstm_step, lstm_bias, torch.lstm
 
     def __init__(
@@ -38,21 +41,13 @@ class LSTM(Layers):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        norm: Norm = "layer",
-        cell_norm: Norm = "same",
-        bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        max_steps: int = 100,
-        h0_noise: float = 0.0,
-        forget_bias: float = 1.0,
-        gamma: float = 0.1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[OfLSTM],
     ) -> None:
-        options = Options(norm, bias, max_steps, h0_noise, gamma, device, dtype, cell_norm, forget_bias)
-        super().__init__(input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, options)
+        own = self.start.given(LSTM, options)
+        super().__init__(input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, own)
 
     def forward(
         self, x: Tensor | PackedSequence, hx: Pair | None = None, *, lengths: Tensor | None = None
@@ -65,26 +60,11 @@ class LSTM(Layers):
 class LSTMCell(Cell):
     """One step of `LSTM`, called as torch's: h, c of the next step from an input and (h, c) of this one."""
 
-    gates, states = 4, 2
+    gates, states, start = 4, 2, _START
     step, bias_of = lstm_step, lstm_bias
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        norm: Norm = "layer",
-        cell_norm: Norm = "same",
-        bias: bool = True,
-        max_steps: int = 100,
-        h0_noise: float = 0.0,
-        forget_bias: float = 1.0,
-        gamma: float = 0.1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        options = Options(norm, bias, max_steps, h0_noise, gamma, device, dtype, cell_norm, forget_bias)
-        super().__init__(input_size, hidden_size, options)
+    def __init__(self, input_size: int, hidden_size: int, **options: Unpack[OfLSTM]) -> None:
+        super().__init__(input_size, hidden_size, self.start.given(LSTMCell, options))
 
     def forward(self, x: Tensor, hx: Pair | None = None, step: int = 0) -> Pair:
         """`step` is the number of the step, counted from 0: batch norm has statistics for each."""

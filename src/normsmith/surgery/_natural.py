@@ -1,10 +1,10 @@
 """Placing layers that read whitened inputs: wnn, prong_plus, gwnn_pre and eigennet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -40,17 +40,9 @@ class Truncated(Normed):
     energy: float = 0.95
 
 
-_KINDS: Mapping[str, tuple[type[Whitening], tuple[str, ...]]] = {
-    "wnn": (Whitening, ("eps", "basis")),
-    "prong_plus": (Normed, ("eps", "basis", "norm")),
-    "gwnn_pre": (Truncated, ("eps", "basis", "energy", "rank", "norm")),
-    "eigennet": (Eigen, ("eps", "clip", "scale")),
-}
-
-
 def place_natural(request: Request) -> Reparametrization:
     """Do what a request says, or nothing."""
-    options = request.read(*_KINDS[request.name])
+    options = cast(Whitening, request.options)
     if isinstance(options, Eigen) == (request.loss is None):
         raise OptionError(
             f"reparametrize expects loss(output, target) for 'eigennet', and for it alone: got {request.loss!r} for {request.name!r}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ _RIDGE = 1e-6  # in mean eigenvalues: what keeps the fit of the next layer from 
 
 def place_post(request: Request) -> Reparametrization:
     """Do what a request says, or nothing."""
-    options = request.read(PostWhitening, ("eps", "energy", "rank", "covariance"))
+    options = cast(PostWhitening, request.options)
     request.refuse(loss=request.loss)
     chosen = place.choose(request, lambda module: isinstance(module, _WATCHED))
     order = list(chosen.neighbours.calls)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from normsmith.errors import InputError, ModelError, NormsmithError
 from normsmith.surgery._models import evaluating, run, tensors
+from normsmith.surgery.conditioned import given_examples
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -32,7 +33,7 @@ class Trial:
     def output(self, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Tensor:
         """The successor's output."""
         prefix = "" if self.norm is self.new else "norm."
-        with _without_hooks(self.new):  # the old layer has run them
+        with _without_hooks(self.new), given_examples(self.new):  # the old layer has run the hooks
             y: Tensor = (
                 functional_call(self.new, {prefix + key: t for key, t in values.items()}, args, kwargs)
                 if values
@@ -43,7 +44,7 @@ class Trial:
 
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """What the model makes of an example, in evaluation."""
-    with evaluating(model):
+    with evaluating(model), given_examples(model):
         return [t.detach().clone() for t in tensors(run(model, example))]
 
 
@@ -76,7 +77,7 @@ def _in_training(layer: nn.Module, args: Any, kwargs: Any) -> None:
     buffers = {name: t.clone() for name, t in layer.named_buffers()}
     try:
         layer.train()
-        with _without_hooks(layer), warnings.catch_warnings():
+        with _without_hooks(layer), given_examples(layer), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             functional_call(layer, buffers, args, kwargs)
     finally:

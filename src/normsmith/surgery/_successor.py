@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +15,7 @@ from normsmith.errors import NormsmithError, OptionError
 from normsmith.methods._base import Normalizer
 from normsmith.methods._running import BUFFERS, RunningNormalizer
 from normsmith.methods.catalog import find, parse
+from normsmith.methods.context import ContextNorm
 from normsmith.methods.group import choose_groups
 from normsmith.surgery._source import NotUnderstoodError, Source, dtype_and_device
 from normsmith.surgery.adapted import Adapted
@@ -49,7 +51,7 @@ def check_target(target: Target | None) -> None:
     """Raise for a target that can work for no layer at all."""
     if isinstance(target, str):
         cls = parse(target)[0].load()
-        if cls.example_inputs is not Normalizer.example_inputs:
+        if cls.example_inputs is not Normalizer.example_inputs and cls.condition_name is None:
             raise OptionError(
                 f"convert expects a method that takes one input: got {target!r}, which needs a second one; place it by hand"
             )
@@ -65,8 +67,11 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
     dtype, device = where or ((near.dtype, near.device) if near is not None else (None, None))
     norm, trailing = _build(source, target, options)
     norm.to(device=device, dtype=dtype)
+    condition = getattr(norm, "condition_name", None)
+    if condition is not None and parametrize.is_parametrized(old):
+        raise NotUnderstoodError(f"it is parametrized, for one weight, not for one by {condition}")
     carried = [_take(norm, key, t) for key, t in source.tensors.items()]
-    got = {key for key in carried if key is not None}
+    got = {key for key in carried if key is not None} | _take_as_tables(norm, source)
     _take_parametrizations(norm, old, got)
     kept = [t.requires_grad for t in source.tensors.values() if isinstance(t, nn.Parameter)]
     if kept and not any(kept):  # what was kept from training stays so as a whole
@@ -95,7 +100,10 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
             *(("activation",) if replaced and source.act is not None else ()),
             *source.beyond,
         ),
-        fresh=tuple(name for name in held if name not in got),
+        fresh=(
+            *(name for name in held if name not in got),
+            *([] if condition is None else [f"a {condition} that ns.conditioned gives"]),
+        ),
     )
 
 
@@ -158,6 +166,8 @@ def _accepted(make: Callable[..., Any], source: Source, wanted: dict[str, Any], 
     bound = make.keywords if isinstance(make, functools.partial) else {}
     parameters = inspect.signature(make).parameters
     accepted = {k: v for k, v in wanted.items() if k in parameters and k not in given and k not in bound}
+    if isinstance(make, type) and issubclass(make, Normalizer):
+        accepted = {k: v for k, v in accepted.items() if k not in make.without_meaning(given)}
     if "track_running_stats" in accepted:
         default = inspect.signature(find(source.method).load()).parameters.get("track_running_stats")
         if default is None or default.default != parameters["track_running_stats"].default:
@@ -196,7 +206,23 @@ def _take(norm: nn.Module, key: str, tensor: Tensor) -> str | None:
     if buffer is not None and buffer.shape == tensor.shape:
         norm._buffers[key] = tensor.detach() if tensor.requires_grad else tensor
         return key
+    table = own if own is not None else buffer
+    if getattr(norm, "condition_name", None) is not None and table is not None and table.shape[1:] == tensor.shape:
+        with torch.no_grad():
+            table.copy_(tensor)  # every condition starts with what there was for all
+        if own is not None:
+            own.requires_grad_(tensor.requires_grad)
+        return key
     return None
+
+
+def _take_as_tables(norm: nn.Module, source: Source) -> set[str]:
+    """Give a layer with learned tables the running statistics to start from; the names of what is then no loss, and not new."""
+    mean, var = (source.tensors.get(key) for key in BUFFERS[:2])
+    if not isinstance(norm, ContextNorm) or norm.context_mean is None or mean is None or var is None:
+        return set()
+    norm.start_from(mean, (var.double() + (source.options.get("eps") or 0.0)).sqrt())
+    return {"running_mean", "running_var", "context_mean", "context_log_std"}
 
 
 def _take_parametrizations(norm: nn.Module, old: nn.Module, got: set[str]) -> None:

@@ -45,10 +45,21 @@ def conditioned(model: nn.Module, condition: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-class _Giving:
-    """A hook that adds the condition to the arguments of a layer."""
+@contextlib.contextmanager
+def given_examples(model: nn.Module) -> Iterator[None]:
+    """Within it normalizers that want a condition get one that they could have, if they are given none: to see whether they run."""
+    handles = [layer.register_forward_pre_hook(_Giving(None), with_kwargs=True) for layer in conditions_of(model).values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def __init__(self, condition: Tensor) -> None:
+
+class _Giving:
+    """A hook that adds the condition, or for None an example of one, to the arguments of a layer."""
+
+    def __init__(self, condition: Tensor | None) -> None:
         self.condition = condition
 
     def __call__(
@@ -56,4 +67,7 @@ class _Giving:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         name = layer.condition_name
         assert name is not None
-        return None if len(arguments) > 1 or name in named else (arguments, {**named, name: self.condition})
+        if len(arguments) > 1 or name in named:
+            return None
+        condition = layer.example_inputs(arguments[0])[name] if self.condition is None else self.condition
+        return arguments, {**named, name: condition}

@@ -13,10 +13,12 @@ from normsmith.errors import ModelError, NormsmithError
 from normsmith.locate import load_model
 from normsmith.methods._specs import written
 from normsmith.models.catalog import find
+from normsmith.models.tasks import TASKS
 from normsmith.surgery.conditioned import conditions_of
 from normsmith.surgery.convert import convert
 from normsmith.surgery.link import Kalman, link
-from normsmith.trials.algorithms import Sets, kind_of
+from normsmith.trials.algorithms import Algorithm, Sets, kind_of
+from normsmith.trials.coordinates import Coordinates
 from normsmith.trials.labels import NONE
 from normsmith.trials.names import is_code
 from normsmith.trials.plan import Trial
@@ -46,6 +48,13 @@ def build(trial: Trial, dataset: Dataset) -> nn.Module:
     return model
 
 
+def place(model: nn.Module, trial: Trial, algorithm: Algorithm) -> None:
+    """Put the layers of a trial's model into the coordinates that its recipe wants, by what it is about to learn from."""
+    if trial.reparametrize is not None:
+        task = TASKS[algorithm.sets[0].task]
+        Coordinates.of(trial.reparametrize).place(model, algorithm.batches(0, 0), trial.statistics_batch, task.loss)
+
+
 def _of_catalog(name: str, dataset: Dataset, norm: str | None) -> nn.Module:
     bare, options = written(name)
     task = find(bare).task
@@ -68,7 +77,10 @@ def try_on(trial: Trial, sets: Sets) -> str:
     try:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(trial.statistics_batch, *dataset.train.inputs.shape[1:], generator=generator)
-        found = refusals(build(trial, dataset), x, forward=kind.forward)
+        model = build(trial, dataset)
+        if trial.ranks == 1:  # of several the first tries alone, and layers that see data would wait for the others
+            place(model, trial, kind(trial, sets))
+        found = refusals(model, x, forward=kind.forward)
     except NormsmithError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  (a model of anyone's)

@@ -9,6 +9,7 @@ from normsmith.data.load import check_name
 from normsmith.errors import NormsmithError
 from normsmith.methods.catalog import parse
 from normsmith.models.catalog import check_name as check_model
+from normsmith.trials.coordinates import Coordinates, gradients_of
 from normsmith.trials.labels import NONE
 
 
@@ -26,6 +27,24 @@ def checked_normalizer(value: Any) -> Any:
         if not isinstance(method, str):
             raise ValueError(f"expects the name of a method: got {method!r}")
         _told(parse, method)
+    return value
+
+
+def checked_coordinates(value: Any) -> Any:
+    """A way to place layers as `ns.reparametrize` takes it, with how its coordinates are refreshed."""
+    if not isinstance(value, str):
+        raise ValueError(f"expects the name of a way to place layers: got {value!r}")
+    if value != NONE:
+        _told(Coordinates.of, value)
+    return value
+
+
+def checked_gradients(value: Any) -> Any:
+    """A way to normalize gradients as `ns.normalize_gradients` takes it."""
+    if not isinstance(value, str):
+        raise ValueError(f"expects the name of a way to normalize gradients: got {value!r}")
+    if value != NONE:
+        _told(gradients_of, value)
     return value
 
 

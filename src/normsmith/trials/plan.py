@@ -39,6 +39,8 @@ class Trial:
     searching: bool = False  # one of a search of learning rates: judged on a part of the training set
     reference_batch: int | None = None
     algorithm: tuple[tuple[str, Any], ...] = _SUPERVISED
+    reparametrize: str | None = None
+    normalize_gradients: str | None = None
 
     @property
     def algorithm_name(self) -> str:
@@ -47,8 +49,9 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The normalizer as results name it."""
-        return label_of(self.normalizer if isinstance(self.normalizer, str) else dict(self.normalizer))
+        """The normalizer as results name it, with what else is done to weights and gradients."""
+        normalizer = self.normalizer if isinstance(self.normalizer, str) else dict(self.normalizer)
+        return label_of(normalizer, self.reparametrize, self.normalize_gradients)
 
     @property
     def title(self) -> str:
@@ -78,12 +81,12 @@ class Trial:
     @cached_property
     def identity(self) -> str:
         """Of everything that determines the result, and of the source that computes it."""
-        known = {**asdict(self), "source": source_version(), "code": _code(self.model)}
+        known = {**_without_unset(asdict(self)), "source": source_version(), "code": _code(self.model)}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:20]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        data = asdict(self)
+        data = _without_unset(asdict(self))
         if not isinstance(self.normalizer, str):
             data["normalizer"] = dict(self.normalizer)
         parts: dict[str, Any] = {part: dict(getattr(self, part)) for part in _PARTS}
@@ -101,6 +104,12 @@ class Trial:
 
 
 _PARTS = ("schedule", "training", "algorithm")
+_LATER = ("reparametrize", "normalize_gradients")
+
+
+def _without_unset(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a trial, without those that came later and say nothing: it is what it was before there were any."""
+    return {key: value for key, value in data.items() if key not in _LATER or value is not None}
 
 
 def _frozen(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -144,7 +153,7 @@ def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
         training["ema"] = recipe.algorithm.ema
     axes = itertools.product(recipe.all_seeds, recipe.datasets, recipe.models, recipe.optimizers, recipe.batch_sizes)
     for seed, dataset, model, optimizer, batch in axes:
-        for normalizer in recipe.normalizers:
+        for normalizer, coordinates, gradients in recipe.contestants:
             trial = Trial(
                 dataset,
                 model,
@@ -163,6 +172,8 @@ def _trials(recipe: Recipe, device: str, ranks: int) -> Iterator[Trial]:
                 recipe.target_accuracy,
                 reference_batch=optimizer.reference_batch,
                 algorithm=_frozen(recipe.algorithm.model_dump(mode="json")),
+                reparametrize=coordinates,
+                normalize_gradients=gradients,
             )
             yield from _with_rates(trial, optimizer, first=seed == recipe.all_seeds[0])
 

@@ -1,5 +1,6 @@
 """`Recipe`: what is to be trained, as a TOML file or a Python object; every mistake in it is found before anything runs, all at once."""
 
+import itertools
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,19 @@ from normsmith.errors import InputError, OptionError
 from normsmith.trials._mistakes import explain
 from normsmith.trials._part import CONFIG, Positive, Share
 from normsmith.trials.algorithm_settings import Settings, SupervisedSettings
-from normsmith.trials.labels import label_of
-from normsmith.trials.names import Augmentations, checked_dataset, checked_model, checked_normalizer
+from normsmith.trials.coordinates import Coordinates
+from normsmith.trials.labels import NONE, label_of
+from normsmith.trials.names import (
+    Augmentations,
+    checked_coordinates,
+    checked_dataset,
+    checked_gradients,
+    checked_model,
+    checked_normalizer,
+)
 
 Normalizer = Annotated[str | dict[str, str | None], BeforeValidator(checked_normalizer)]
+_AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 
 
 class _Part(BaseModel):
@@ -82,6 +92,13 @@ class Recipe(_Part):
     """As `ns.models.make` takes them, or package.module:factory of a model whose normalizers are converted."""
     normalizers: Annotated[list[Normalizer], Field(min_length=1)]
     """As `ns.make` takes them, "none" for none; or a mapping as `ns.convert` takes it, {backbone = "frozen", head = "switchable"}."""
+    reparametrize: Annotated[list[Annotated[str, BeforeValidator(checked_coordinates)]], Field(min_length=1), _AsList] = [NONE]
+    """As `ns.reparametrize` takes them, each with every normalizer, "none" for plain layers; natural ones with options of their refreshes
+    too, as in "wnn:eps=0.1,every=50"."""
+    normalize_gradients: Annotated[list[Annotated[str, BeforeValidator(checked_gradients)]], Field(min_length=1), _AsList] = [
+        NONE
+    ]
+    """As `ns.normalize_gradients` takes them, "centralize" or "clip:max_norm=0.5", each with all of the above; "none" for none."""
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = [32]
     """Samples for a gradient."""
     statistics_batch: Positive | None = None
@@ -106,14 +123,27 @@ class Recipe(_Part):
         if (self.epochs is None) == (self.steps is None):
             got = "both" if self.epochs else "neither"
             raise ValueError(f"expects either epochs or steps: got {got}; epochs = 10 is a start")
-        labels = [label_of(normalizer) for normalizer in self.normalizers]
-        axes = {"normalizers": labels, "batch_sizes": map(str, self.batch_sizes), "seeds": map(str, self.all_seeds)}
+        labels = [label_of(*contestant) for contestant in self.contestants]
+        axes = {
+            "normalizers": map(label_of, self.normalizers),
+            "reparametrize": self.reparametrize,
+            "normalize_gradients": self.normalize_gradients,
+            "batch_sizes": map(str, self.batch_sizes),
+            "seeds": map(str, self.all_seeds),
+        }
         for what, values in axes.items():
             twice = sorted(value for value, times in Counter(values).items() if times > 1)
             if twice:
                 raise ValueError(f"expects each of {what} once: got {', '.join(twice)} several times")
         if self.baseline is not None and self.baseline not in labels:
             raise ValueError(f"expects baseline among the normalizers {', '.join(labels)}: got {self.baseline!r}")
+        ema = self.algorithm.ema if self.training.ema is None else self.training.ema
+        moving = [name for name in self.reparametrize if name != NONE and Coordinates.of(name).every]
+        if ema and moving:
+            raise ValueError(
+                f"expects no average of weights with {moving[0]}, whose coordinates change under it: got ema = {ema:g}; "
+                "say ema = 0 in [training], or every=none behind the name"
+            )
         self.algorithm.check(self.datasets, self.statistics_batch, self.training.augment)
         part = self.statistics_batch
         for batch in self.batch_sizes:
@@ -130,9 +160,17 @@ class Recipe(_Part):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     @property
+    def contestants(self) -> list[tuple[str | dict[str, str | None], str | None, str | None]]:
+        """What is compared: every normalizer, way to place layers and way to normalize gradients together; None is for none."""
+        coordinates, gradients = (
+            [None if name == NONE else name for name in names] for names in (self.reparametrize, self.normalize_gradients)
+        )
+        return list(itertools.product(self.normalizers, coordinates, gradients))
+
+    @property
     def reference(self) -> str:
-        """The label of the normalizer that others are compared with."""
-        return self.baseline or label_of(self.normalizers[0])
+        """The label of what others are compared with."""
+        return self.baseline or label_of(*self.contestants[0])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, defaults written out."""

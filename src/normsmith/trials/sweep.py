@@ -100,7 +100,7 @@ def device_of(recipe: Recipe) -> str:
 
 def refuse_impossible(trials: Sequence[Trial], root: Path | None, tell: Callable[[int, int], None]) -> None:
     """Raise, with all of them, if some combination of model, normalizer and batch cannot run."""
-    kinds = {(t.dataset, t.model, t.normalizer, t.statistics_batch): t for t in trials}
+    kinds = {(t.dataset, t.model, t.normalizer, t.reparametrize, t.statistics_batch): t for t in trials}
     faults = []
     loaded: tuple[str, Sets] | None = None
     for number, trial in enumerate(sorted(kinds.values(), key=lambda t: t.dataset)):

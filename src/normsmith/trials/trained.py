@@ -1,14 +1,17 @@
 """`load_trained`: the model of a trial at its end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from normsmith import data
 from normsmith.errors import ResultsError
-from normsmith.trials.build import build
+from normsmith.trials.algorithms import begin
+from normsmith.trials.build import build, place
 from normsmith.trials.files import Folder
 from normsmith.trials.plan import Trial
+from normsmith.trials.share import ALONE
 
 
 def load_trained(folder: str | Path, identity: str, *, root: str | Path | None = None) -> tuple[nn.Module, data.Batches]:
@@ -25,5 +28,8 @@ def load_trained(folder: str | Path, identity: str, *, root: str | Path | None =
     trial = Trial.from_dict(manifest["trial"])
     dataset = data.load(trial.dataset, root)
     model = build(trial, dataset)
+    if trial.reparametrize is not None:  # shapes may depend on the data; numbers are loaded
+        local = replace(trial, training=tuple({**dict(trial.training), "device": "cpu"}.items()))
+        place(model, trial, begin(local, None if root is None else str(root), ALONE))
     model.load_state_dict(results.load_weights(identity))
     return model.eval(), data.Batches(dataset.test, trial.batch, shuffle=True, mean=dataset.mean, std=dataset.std)

@@ -14,6 +14,7 @@ from normsmith.models.tasks import Task
 from normsmith.surgery.param_groups import param_groups
 from normsmith.trials.algorithms import Algorithm, Batch, Test, precision
 from normsmith.trials.average import Average
+from normsmith.trials.coordinates import Coordinates, normalize
 from normsmith.trials.files import Record
 from normsmith.trials.plan import Trial
 from normsmith.trials.share import ALONE, Share
@@ -64,12 +65,19 @@ _PLAIN = ("epoch", "step", "seconds", "records", "best_loss", "epochs_since_best
 
 
 def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.Optimizer:
-    """The optimizer of a trial; weight decay is on weights only."""
+    """The optimizer of a trial, with what acts on its gradients and its state; weight decay is on weights only."""
     groups = param_groups(model, trial.weight_decay)
+    optimizer: torch.optim.Optimizer
     if trial.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=trial.step_size, momentum=trial.momentum)
-    kind = torch.optim.Adam if trial.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=trial.step_size, betas=(trial.momentum, 0.999))
+        optimizer = torch.optim.SGD(groups, lr=trial.step_size, momentum=trial.momentum)
+    else:
+        kind = torch.optim.Adam if trial.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr=trial.step_size, betas=(trial.momentum, 0.999))
+    if trial.reparametrize is not None:
+        Coordinates.of(trial.reparametrize).follow(model, optimizer)
+    if trial.normalize_gradients is not None:
+        normalize(optimizer, trial.normalize_gradients, model)
+    return optimizer
 
 
 def rate_at(trial: Trial, step: int, total: int) -> float:

@@ -16,7 +16,7 @@ from normsmith.errors import ResultsError
 from normsmith.models.tasks import TASKS
 from normsmith.trials.algorithms import Algorithm, begin
 from normsmith.trials.average import Average
-from normsmith.trials.build import build
+from normsmith.trials.build import build, place
 from normsmith.trials.files import Folder
 from normsmith.trials.loggers import Journal
 from normsmith.trials.memory import kept_for_backward, watch_peak
@@ -145,6 +145,7 @@ class Training:
         layout = torch.channels_last if trial.option("channels_last") else torch.contiguous_format
         device = torch.device(trial.option("device"))
         model = build(trial, dataset).to(device, memory_format=layout)  # type: ignore[call-overload]
+        place(model, trial, algorithm)
         share.join(model)
         average = Average(model, float(trial.option("ema"))) if trial.option("ema") else None
         self.run = Run(model, make_optimizer(model, trial), average)

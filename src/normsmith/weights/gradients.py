@@ -12,6 +12,7 @@ from normsmith.methods._base import one_of
 from normsmith.weights._rows import TRANSPOSED, Rows
 
 How = Literal["layer", "centralize", "trust_ratio", "clip"]
+OPTIONS = {"layer": ("eps",), "centralize": ("model",), "trust_ratio": ("trust",), "clip": ("max_norm",)}
 
 
 class Hooked:
@@ -34,14 +35,14 @@ def normalize_gradients(
     optimizer: Optimizer,
     how: How,
     *,
-    eps: float = 1e-8,
+    eps: float | None = None,
     max_norm: float | None = None,
     trust: float | None = None,
     model: nn.Module | None = None,
 ) -> Hooked:
     """Normalize the gradients of all parameters of `optimizer` before each of its steps; several of these act in the order of the calls.
 
-    - `"layer"`: g / (||g|| + eps), each parameter by itself.
+    - `"layer"`: g / (||g|| + `eps`), 1e-8, each parameter by itself.
     - `"centralize"`: from each row of g its mean over the fan-in is taken (Yong et al., 2020), of parameters with two dimensions or
       more. For the rows of transposed convolutions pass `model`; without it they are those of dimension 0.
     - `"trust_ratio"`: the step of each parameter with two dimensions or more has a length in proportion to the parameter's own. With SGD
@@ -54,28 +55,33 @@ def normalize_gradients(
     With a GradScaler gradients are unscaled first; fused optimizers unscale in the step itself: call `scaler.unscale_(optimizer)`
     before. A closure computes the gradients after this has acted: `step(closure)` is refused.
     """
-    one_of("normalize_gradients", "how", how, ("layer", "centralize", "trust_ratio", "clip"))
+    check(how, eps=eps, max_norm=max_norm, trust=trust, model=model)
     if not isinstance(optimizer, Optimizer):
         raise OptionError(f"normalize_gradients expects a torch.optim.Optimizer: got {type(optimizer).__name__}")
-    for option, value, owner in (
-        ("max_norm", max_norm, "clip"),
-        ("trust", trust, "trust_ratio"),
-        ("model", model, "centralize"),
-    ):
-        if value is not None and how != owner:
-            raise OptionError(f"normalize_gradients expects {option} with {owner!r} alone: got it with {how!r}; leave it out")
-    for option, number in (("eps", eps), ("max_norm", max_norm), ("trust", trust)):
-        if number is not None and not number > 0:
-            raise OptionError(f"normalize_gradients expects {option} above zero: got {number!r}")
     if how == "trust_ratio" and not isinstance(optimizer, SGD):
         return Hooked(how, _lamb(optimizer, 1.0 if trust is None else trust))
     work: dict[str, Callable[[], None]] = {
-        "layer": lambda: _each(optimizer, lambda g: g.div_(g.norm() + eps)),
+        "layer": lambda: _each(optimizer, lambda g: g.div_(g.norm() + (1e-8 if eps is None else eps))),
         "centralize": _Centralize(optimizer, model),
         "trust_ratio": lambda: _lars(optimizer, 1e-3 if trust is None else trust),
         "clip": lambda: _clip(optimizer, 1.0 if max_norm is None else max_norm),
     }
     return Hooked(how, [_before(optimizer, work[how])])
+
+
+def check(how: str, **options: Any) -> None:
+    """Raise unless gradients can be normalized so; an option that is None was not given."""
+    one_of("normalize_gradients", "how", how, tuple(OPTIONS))
+    owners = {option: owner for owner, own in OPTIONS.items() for option in own}
+    for option, value in options.items():
+        if value is None:
+            continue
+        if option not in OPTIONS[how]:
+            raise OptionError(
+                f"normalize_gradients expects {option} with {owners[option]!r} alone: got it with {how!r}; leave it out"
+            )
+        if option != "model" and (not isinstance(value, int | float) or not value > 0):
+            raise OptionError(f"normalize_gradients expects {option} above zero: got {value!r}")
 
 
 def _before(optimizer: Optimizer, work: Callable[[], None]) -> Any:

@@ -1,5 +1,6 @@
 """`place`: the weights of a model's layers normalized, and the way back."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,11 +19,16 @@ from normsmith.weights.catalog import Entry, Map, Settings, find
 from normsmith.weights.parametrizations import Convention
 
 Where = Callable[[nn.Module, str], bool]
+_SAME = 1e-4  # of a weight: less is rounding, in half precision or eps
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its weight as rows, and by how much of its own size the weight changed; or why it was left."""
+    """One layer: its weight as rows, and what became of the weight as one long vector; or why it was left.
+
+    `change` is the length of the difference, `size` that of the new weight, both in lengths of the old one; `turned` the angle between
+    the two, in degrees.
+    """
 
     layer: str
     kind: str
@@ -30,6 +36,16 @@ class Row:
     fan_in: int = 0
     change: float = 0.0
     reason: str = ""
+    size: float = 1.0
+    turned: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """What became of the weight, to be read."""
+        if self.change < _SAME:
+            return "weight as it was"
+        angle = f", turned by {self.turned:.0f}°" if self.turned >= 0.5 else ""
+        return f"weight {self.size:.2g} times as large{angle}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +113,11 @@ class Placement:
         left = len(self.rows) - len(self.placed)
         title = f"{self.name}: {len(self.placed)} weights" + (f", {left} left" if left else "")
         table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-        for heading in ("layer", "kind", "rows × fan-in", "change of the weight"):
+        for heading in ("layer", "kind", "rows × fan-in", "what became of it"):
             table.add_column(heading, overflow="fold")
         for row in self.rows:
             size = f"{row.rows} × {row.fan_in}" if not row.reason else ""
-            table.add_row(
-                row.layer or "(the model)", row.kind, size, f"left: {row.reason}" if row.reason else f"{row.change:.2g}"
-            )
+            table.add_row(row.layer or "(the model)", row.kind, size, f"left: {row.reason}" if row.reason else row.words)
         return table
 
     def __str__(self) -> str:
@@ -183,8 +197,13 @@ def _row(layer: nn.Module, path: str, reason: str, placed: list[_Placed]) -> Row
     value = placed[-1].value
     cut, tiny = Rows(layer, tuple(value.shape)), torch.finfo(value.dtype).tiny
     with torch.no_grad():
-        change = float((layer.weight - value).norm() / value.norm().clamp_min(tiny))  # type: ignore[operator]
-    return Row(path, kind, cut.number, cut.fan_in, change)
+        new: Tensor = layer.weight  # type: ignore[assignment]
+        before, after = value.norm().clamp_min(tiny), new.norm().clamp_min(tiny)
+        change, size = float((new - value).norm() / before), float(after / before)
+        cosine = float((new / after * (value / before)).sum())
+    return Row(
+        path, kind, cut.number, cut.fan_in, change, size=size, turned=math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+    )
 
 
 def _put(layer: nn.Module, path: str, entry: Entry, said: Settings) -> _Placed:

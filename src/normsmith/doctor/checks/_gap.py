@@ -5,6 +5,7 @@ s = 1 / sqrt(. + eps); so E d^2 = (s_u - s_v)^2 v + s_u^2 (m - r)^2 per channel.
 to the output in training, both weighted by weight^2.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +31,15 @@ def gap(layer: Layer) -> Gap:
 
 
 def _gap(layer: Layer) -> Gap:
-    assert layer.moments is not None
+    moments = layer.moments
+    assert moments is not None
     own = getattr(layer.module, "part_of", lambda statistic: statistic)  # the channels that have running statistics
-    mean, var = own(layer.moments.mean.flatten()), own(layer.moments.var.flatten())
+    mean, var = own(moments.mean.flatten()), own(moments.var.flatten())
     running_mean, running_var = (t.cpu() for t in layer.running())
     by_data, by_buffers = (var + layer.eps).rsqrt(), (running_var + layer.eps).rsqrt()
     squares = (by_buffers - by_data).square() * var + by_buffers.square() * (mean - running_mean).square()
-    gain = layer.gain().cpu().expand(layer.source.num_features)
-    weight = own(gain).square()
-    scale = (weight * var * by_data.square()).sum().clamp_min(torch.finfo(torch.float64).tiny)
-    scatter = own(layer.scatter()) / len(layer.samples)
-    chance = float(((weight * scatter * by_data.square()).sum() / scale).sqrt())
-    return Gap(float(((weight * squares).sum() / scale).sqrt()), chance, squares.sqrt())
+    weight = own(layer.gain().cpu().expand(layer.source.num_features)).square()
+    by_output = weight * by_data.square()
+    scale = max(float(by_output @ var), torch.finfo(torch.float64).tiny)
+    chance = float(by_output @ own(layer.scatter())) / len(layer.samples) / scale
+    return Gap(math.sqrt(float(weight @ squares) / scale), math.sqrt(chance), squares.sqrt())

@@ -16,8 +16,9 @@ DEAD, SHARE = 1e-6, 0.1
 
 def is_dead(layer: Layer) -> Tensor:
     """Which channels are constant."""
-    assert layer.moments is not None
-    deviation, mean = layer.moments.var.flatten().sqrt(), layer.moments.mean.flatten().abs()
+    moments = layer.moments
+    assert moments is not None
+    deviation, mean = moments.var.flatten().sqrt(), moments.mean.flatten().abs()
     return deviation <= DEAD * mean.maximum(deviation.max())
 
 
@@ -25,7 +26,7 @@ def check(seen: Observation) -> Iterator[Finding]:
     """One finding for all such layers, as severe as the worst."""
     found = {}
     for layer in seen.layers:
-        if layer.moments is None or seen.samples < 2:
+        if not layer.reached or seen.samples < 2:
             continue
         dead = is_dead(layer)
         if bool(dead.any()):

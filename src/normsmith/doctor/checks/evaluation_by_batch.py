@@ -18,7 +18,7 @@ def check(seen: Observation) -> Iterator[Finding]:
     """One finding for all such layers."""
     found = {}
     for layer in seen.layers:
-        if layer.moments is None or seen.batches < 2 or not by_batch_in_evaluation(layer):
+        if not layer.reached or seen.batches < 2 or not by_batch_in_evaluation(layer):
             continue
         if noise(layer) > SCATTER:
             found[layer.name] = {"scatter of batch means": noise(layer), "output moved by one sample": layer.by_mates}

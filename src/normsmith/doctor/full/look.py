@@ -60,7 +60,7 @@ def check_budget(depth: str, budget: Any) -> None:
 def look_closer(seen: "Observation", subject: Subject, batches: Sequence[Any], budget: float | None) -> Closer:
     """All parts over these batches; what is left out goes to `seen.missing`."""
     closer, clock = Closer(lr=_rate(subject)), Clock(budget)
-    layers = [layer for layer in seen.layers if layer.moments is not None]
+    layers = [layer for layer in seen.layers if layer.reached]
     for layer in layers:
         if layer.by_batch and layer.moments is not None:
             deviation = (layer.moments.var.flatten() + layer.eps).sqrt()

@@ -33,12 +33,24 @@ try:
             move_average,
             weigh,
         )
-        from normsmith.kernels.reference import unscale
+        from normsmith.kernels.reference import lines, pool, share, standardize, unstandardize, weighted_sum
 
+    cells_later = cell_moments  # nothing is gained by waiting
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
 finally:
     if _was_enabled:
         gc.enable()
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "unscale", "weigh"]
+__all__ = [
+    "cell_affine",
+    "cell_grad_input",
+    "cell_grad_sums",
+    "cell_moments",
+    "cells_later",
+    "lines",
+    "move_average",
+    "pool",
+    "share",
+]
+__all__ += ["standardize", "unstandardize", "weigh", "weighted_sum"]

@@ -17,20 +17,21 @@ _WORDS: dict[torch.dtype, tuple[Any, Any, Any]] = {
     torch.float32: (np.int32(0), np.int32(31), np.int32(0x7FFFFFFF)),
     torch.float64: (np.int64(0), np.int64(63), np.int64(0x7FFFFFFFFFFFFFFF)),
 }
+_SIGN = np.int32(-(2**31))  # the bit of it
 _NUMBERS = {torch.int32: np.int32(0), torch.int64: np.int64(0)}
 
 
 def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None, grid: tuple[Tensor, Tensor] | None) -> None:
     """Add x of shape (N, C, S) to `facts`, (C, 8), and to `tallies`, (C, bins); the grid is its center and inverse scale, (C,) each.
 
-    `extremes`, (2, N, C), is overwritten; it and the grid are of the type of x.
+    `extremes`, (2, C, N), is overwritten; it and the grid are of the type of x.
     """
     if layout(x) == "neither":
         x = x.contiguous()
     samples, channels, size = x.shape
     strides = x.stride()
     if size == 1:  # the positions of a channel are its samples
-        extremes.copy_(x.squeeze(2))
+        extremes.copy_(x.squeeze(2).T)
         samples, size, strides = 1, samples, (0, strides[1], strides[0])
     tile = 1 if strides[2] == 1 else TILE
     tiles = math.ceil(channels / tile)
@@ -51,7 +52,8 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
         parallel.shape_describe(*arguments, tiles, cores)
 
 
-def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor) -> None:
-    """Insert contiguous float32 scores, (N, C), of samples with these int64 numbers, into descending int64 keys, (C, k)."""
+def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor, *, negative: bool = False) -> None:
+    """Insert float32 scores, (N, C), or their negatives, of samples with these int64 numbers, into descending int64 keys, (C, k)."""
     _, sign, top = _WORDS[torch.float32]
-    shape.keep_largest(scores.data_ptr(), samples.data_ptr(), *scores.shape, keys.data_ptr(), keys.shape[1], sign, top)
+    where = (scores.data_ptr(), *scores.stride(), _SIGN if negative else np.int32(0), samples.data_ptr(), *scores.shape)
+    shape.keep_largest(*where, keys.data_ptr(), keys.shape[1], sign, top)

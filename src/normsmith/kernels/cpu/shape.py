@@ -6,7 +6,7 @@ the tiles `begin` to `end` of `tile` adjacent channels: 1 where positions are ad
 cache lines are read. A tile belongs to one core, so that results do not depend on how many there are.
 
 `facts` holds 8 numbers a channel: count, mean, the central power sums 2 to 4, minimum, maximum, and how many elements are not finite and
-therefore in none of the others. `lows` and `highs` hold the extremes of every cell, NaN or infinite where an element is.
+therefore in none of the others. `lows` and `highs`, (C, N), hold the extremes of every cell, NaN or infinite where an element is.
 Extremes are compared as integers of the same order as the floats: that vectorises without a promise that there is no NaN.
 """
 
@@ -211,7 +211,7 @@ def describe(
             load(zero, x + (n * xn + origin * xc + start * xs) * item, xs, scratch, pitch, filled, take, tile, width)
             if lows:
                 for k in range(width):
-                    cell = (n * channels + origin + k) * item
+                    cell = ((origin + k) * samples + n) * item
                     part = view(scratch, word, k * pitch + filled, take)
                     note_extremes(part, word, sign, top, lows + cell, highs + cell, start == 0)
             filled += take
@@ -236,18 +236,26 @@ def describe(
 
 
 @sequential
-def keep_largest(scores, numbers, samples, channels, keys, kept, sign, top):
-    """Insert the scores (N, C) of samples with these numbers into the descending keys (C, kept), as `doctor/topk.py` packs them."""
+def keep_largest(scores, step, jump, flip, numbers, samples, channels, keys, kept, sign, top):
+    """Insert scores of samples with these numbers into the descending keys (C, kept), as `doctor/topk.py` packs them.
+
+    The score of sample n and channel c lies at n * step + c * jump; `flip` are the bits to change in it, none or that of the sign.
+    """
     last, nothing = np.int64(0xFFFFFFFF), np.int64(-0x8000000000000000)
     sample = view(numbers, LONG, 0, samples)
-    for n in range(samples):
-        words, values = view(scores, WORD, n * channels, channels), view(scores, NARROW, n * channels, channels)
-        number = last - sample[n]
-        for c in range(channels):
-            row = view(keys, LONG, c * kept, kept)
-            word = ordered(words[c], sign, top) if values[c] != 0 else WORD
+    for c in range(channels):
+        row = view(keys, LONG, c * kept, kept)
+        words, values = view(scores, WORD, c * jump, samples * step), view(scores, NARROW, c * jump, samples * step)
+        if step == 1:  # adjacent: a glance at all of them, which seldom hold anything to keep
+            low, high = extremes(words, sign, top)
+            if (np.int64(high if flip == 0 else ~low) + 1) << 32 <= row[kept - 1]:
+                continue
+        for n in range(samples):
+            value = values[n * step]
+            word = ordered(words[n * step] ^ flip, sign, top) if value != 0 else WORD  # there is one zero, not two
+            number = last - sample[n]
             key = (np.int64(word) << 32) | number
-            if key <= row[kept - 1] or np.isnan(values[c]):
+            if key <= row[kept - 1] or np.isnan(value):
                 continue
             at = kept - 1
             for k in range(kept):

@@ -5,7 +5,10 @@
     apply.py     the kernels that write a tensor of the size of x
     geometry.py  how a tensor is cut into tiles, and the tiles shared out to programs
     launch.py    from cut tensors to kernels
-    small.py     the same for statistics alone
+    chip.py      the kernels that read x once, and whole.py from untaken moments to them
+    statistics.py  the kernels for statistics alone
+    small.py     from statistics to these kernels
+    mixture.py   the operations of mixtures; their kernels in mixture_kernels.py
 
 No kernel uses atomics: what several programs find of the same cells is merged by one more kernel, in a fixed order, and a result
 repeats to the bit. How the work is shared out follows from the shape alone. Importing this package imports Triton.
@@ -14,8 +17,29 @@ With TRITON_INTERPRET=1 in the environment before Triton is first imported, the 
 are tested where there is no GPU.
 """
 
-from normsmith.kernels.cuda.launch import cell_affine, cell_grad_input, cell_grad_sums, cell_moments
-from normsmith.kernels.cuda.small import move_average, unscale
-from normsmith.kernels.reference import weigh
+from normsmith.kernels.cuda.launch import cell_affine, cell_grad_input, cell_grad_sums
+from normsmith.kernels.cuda.small import (
+    cell_moments,
+    lines,
+    move_average,
+    pool,
+    share,
+    standardize,
+    unstandardize,
+    weigh,
+    weighted_sum,
+)
+from normsmith.kernels.cuda.whole import cells_later
 
-__all__ = ["cell_affine", "cell_grad_input", "cell_grad_sums", "cell_moments", "move_average", "unscale", "weigh"]
+__all__ = [
+    "cell_affine",
+    "cell_grad_input",
+    "cell_grad_sums",
+    "cell_moments",
+    "cells_later",
+    "lines",
+    "move_average",
+    "pool",
+    "share",
+]
+__all__ += ["standardize", "unstandardize", "weigh", "weighted_sum"]

@@ -7,7 +7,7 @@ from normsmith.kernels.cuda.tiles import bent, between, load, positions, statist
 
 
 @triton.jit
-def _own(tiles, blocks, channels, BC: tl.constexpr):
+def own(tiles, blocks, channels, BC: tl.constexpr):
     """The sample, tile and channels of this program, and which of these channels there are."""
     program = tl.program_id(0).to(tl.int64)
     t, rest = program % tiles, program // tiles
@@ -21,7 +21,7 @@ def affine(
     channels, size, tiles, blocks, BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """y = (x - center) * scale + bias, bent where there is an activation."""
-    n, t, c, known = _own(tiles, blocks, channels, BC)
+    n, t, c, known = own(tiles, blocks, channels, BC)
     s, there = positions(t, size, BS)
     there = known[:, None] & there[None, :]
     moved = load(x, n, c, s, xn, xc, xs, there, TYPE) - statistic(center, n, c, center_n, center_c, known, TYPE)
@@ -39,7 +39,7 @@ def grad_input(
     KIND: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * scale + ((x - pivot) * slope + offset): the bracket between the bounds, dy as it reaches what was bent."""
-    n, t, c, known = _own(tiles, blocks, channels, BC)
+    n, t, c, known = own(tiles, blocks, channels, BC)
     s, there = positions(t, size, BS)
     there = known[:, None] & there[None, :]
     values = load(x, n, c, s, xn, xc, xs, there, TYPE)

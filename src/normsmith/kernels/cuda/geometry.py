@@ -8,6 +8,8 @@ from normsmith.cells import layout
 
 TILE = 2048  # elements a program holds at once: 16 for each of 128 threads
 WIDTH = 64  # of these, adjacent channels in columns
+LEAST = 16  # elements of x in a tile, however many components each is held for
+POINTS = 32  # of a joint mixture in a tile, in rows
 PROGRAMS = 1024  # enough to fill the machine: several for each multiprocessor of the largest there are
 SHORT = 8  # tiles that one program adds up sooner than a second kernel merges what several found
 LONGEST = 64  # tiles that a thread may add up in float32
@@ -21,31 +23,33 @@ def power(number: int) -> int:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A cut tensor of this shape in tiles of `height` channels by `width` positions."""
+    """A cut tensor of this shape in tiles of `height` channels by `width` positions, each held `depth` times."""
 
     samples: int
     channels: int
     size: int
     height: int
     width: int
+    depth: int = 1
 
     @staticmethod
-    def of(x: Tensor) -> "Tiles":
-        """The tiles of a tensor in rows or columns: longest along what is adjacent."""
+    def of(x: Tensor, depth: int = 1, points: bool = False) -> "Tiles":
+        """The tiles of a tensor in rows or columns: longest along what is adjacent, of few positions where these are points."""
         samples, channels, size = x.shape
+        tile = max(TILE // depth, LEAST)
         if layout(x) == "rows":
-            width = min(power(size), TILE)
-            height = min(power(channels), TILE // width)
+            width = min(power(size), POINTS if points else tile, tile)
+            height = min(power(channels), tile // width)
         else:
-            height = min(power(channels), WIDTH)
-            width = min(power(size), TILE // height)
-            height = min(power(channels), TILE // width)
-        return Tiles(samples, channels, size, height, width)
+            height = min(power(channels), WIDTH, tile)
+            width = min(power(size), tile // height)
+            height = min(power(channels), tile // width)
+        return Tiles(samples, channels, size, height, width, depth)
 
     @property
     def warps(self) -> int:
         """Groups of 32 threads for a program: fewer for tiles that would leave them idle."""
-        return min(max(self.height * self.width // 512, 1), 4)
+        return min(max(self.height * self.width * self.depth // 512, 1), 4)
 
     @property
     def blocks(self) -> int:
@@ -75,6 +79,12 @@ class Splits:
         wanted = max(PROGRAMS // (outer * tiles.blocks), -(-run // LONGEST))
         span = run if run <= SHORT else -(-run // min(max(wanted, 1), run))
         return Splits(outer, run, span, -(-run // span))
+
+    @staticmethod
+    def single(tiles: Tiles) -> "Splits":
+        """One program for each tile, where nothing is to be added up."""
+        run = tiles.along * tiles.samples
+        return Splits(1, run, 1, run)
 
 
 def fold_samples(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from normsmith.kernels.cuda.geometry import MERGED, Splits, Tiles, fold_cells, f
 from normsmith.kernels.reference import statistics_type
 from normsmith.moments import Pooled
 
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}  # of statistics
 Steps = tuple[Any, ...]  # tensors, each with its strides
 
 
@@ -27,12 +27,12 @@ def launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, warps: int = 
         kernel[(programs,)](*arguments, num_warps=warps, **constants)
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """`x` in a layout of the kernels, copied only if it is in neither."""
     return x if layout(x) != "neither" else x.contiguous()
 
 
-def _like(dy: Tensor, x: Tensor) -> Tensor:
+def like(dy: Tensor, x: Tensor) -> Tensor:
     """`dy` as it is where it lies like `x`, or is one number expanded; in the layout of `x` else."""
     readable = dy.data_ptr() and not dy.is_neg()
     return dy if readable and (layout(dy) == layout(x) or 0 in dy.stride()) else torch.empty_like(x).copy_(dy)
@@ -67,8 +67,9 @@ def _statistics(*values: Tensor | None) -> Steps:
     return tuple(found)
 
 
-def _constants(tiles: Tiles, x: Tensor) -> dict[str, Any]:
-    return {"warps": tiles.warps, "BC": tiles.height, "BS": tiles.width, "TYPE": _TYPES[statistics_type(x)]}
+def constants(tiles: Tiles, x: Tensor) -> dict[str, Any]:
+    """How large the tiles of a kernel are, and what type it reckons in."""
+    return {"warps": tiles.warps, "BC": tiles.height, "BS": tiles.width, "TYPE": TYPES[statistics_type(x)]}
 
 
 def _reduced(
@@ -84,23 +85,47 @@ def _reduced(
     """What a kernel of `reduce` finds in the folded `x`, merged if several programs found it: a tensor of this shape."""
     tiles = Tiles.of(x)
     splits = Splits.of(tiles, shared)
-    layers, rows = shape[0], splits.outer * splits.number
     merged = torch.empty(shape, dtype=statistics_type(x), device=x.device)
-    parts = torch.empty((layers, rows, tiles.channels), dtype=torch.float64, device=x.device) if splits.number > 1 else merged
-    layer, parts_layer = merged[0].numel(), rows * tiles.channels
-    work = (parts, parts_layer, tiles.channels, tiles.size, tiles.along, splits.run, splits.span, splits.number, tiles.blocks)
-    launch(kernel, rows * tiles.blocks, x, *arguments, *work, **_constants(tiles, x), **choices)
-    if splits.number > 1:
+    parts = parts_of(merged, tiles.channels, splits)
+    launch(
+        kernel,
+        splits.outer * splits.number * tiles.blocks,
+        x,
+        *arguments,
+        *work_of(parts, tiles, splits),
+        **constants(tiles, x),
+        **choices,
+    )
+    return merge_parts(merge, merged, parts, splits, **more)
+
+
+def parts_of(merged: Tensor, columns: int, splits: Splits) -> Tensor:
+    """Where several programs put what they find of the same results, or else these results."""
+    if splits.number == 1:
+        return merged
+    return torch.empty((merged.shape[0], splits.outer * splits.number, columns), dtype=torch.float64, device=merged.device)
+
+
+def work_of(parts: Tensor | None, tiles: Tiles, splits: Splits) -> tuple[Any, ...]:
+    """What a kernel of `reduce` is told of its results and of its share of the work."""
+    sizes = (tiles.channels, tiles.size, tiles.along)
+    return (parts, 0 if parts is None else parts[0].numel(), *sizes, splits.run, splits.span, splits.number, tiles.blocks)
+
+
+def merge_parts(merge: Any, merged: Tensor, parts: Tensor, splits: Splits, **more: Any) -> Tensor:
+    """The results, merged from the parts if several programs found them."""
+    if parts is not merged:
+        columns = parts.shape[2]
         height = min(power(splits.number), MERGED)
-        width = min(power(tiles.channels), max(MERGED // height, 4))
-        blocks = -(-tiles.channels // width)
-        sizes = (parts_layer, merged, layer, tiles.channels, splits.number, blocks)
-        launch(merge, splits.outer * blocks, x, parts, *sizes, BC=width, BK=height, **more)
+        width = min(power(columns), max(MERGED // height, 4))
+        blocks = -(-columns // width)
+        sizes = (parts[0].numel(), merged, merged[0].numel(), columns, splits.number, blocks)
+        launch(merge, splits.outer * blocks, merged, parts, *sizes, BC=width, BK=height, **more)
     return merged
 
 
 def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled:
-    x = _laid_out(x)
+    x = laid_out(x)
     samples, channels, size = x.shape
     low, high = within or (None, None)
     (view,) = _folded((low, high), shared, x)
@@ -114,8 +139,8 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
 def cell_grad_sums(
     dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, bent: Bent | None = None
 ) -> Sums:
-    x = _laid_out(x)
-    dy = _like(dy, x)
+    x = laid_out(x)
+    dy = like(dy, x)
     low, high = within if within is not None and bent is None else (None, None)
     scale, bias, level, kind = (
         (None, None, None, None) if bent is None else (bent.scale, bent.bias, bent.bend.level, bent.bend.kind)
@@ -137,12 +162,12 @@ def _written(kernel: Any, y: Tensor, values: tuple[Tensor | None, ...], kind: Ki
     places = [item for view in views for item in (view, *view.stride())]
     sizes = (tiles.channels, tiles.size, tiles.along, tiles.blocks)
     programs = tiles.samples * tiles.blocks * tiles.along
-    launch(kernel, programs, x, *places, *_statistics(*values), *sizes, **_constants(tiles, x), KIND=kind)
+    launch(kernel, programs, x, *places, *_statistics(*values), *sizes, **constants(tiles, x), KIND=kind)
     return y
 
 
 def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor:
-    x = _laid_out(x)
+    x = laid_out(x)
     kind, level = (None, None) if bend is None else bend
     return _written(apply.affine, torch.empty_like(x), (center, scale, bias, level), kind, x)
 
@@ -157,8 +182,8 @@ def cell_grad_input(
     within: Bounds | None = None,
     bent: Bent | None = None,
 ) -> Tensor:
-    x = _laid_out(x)
+    x = laid_out(x)
     kind = None if bent is None else bent.bend.kind
     more = (None, None, None) if bent is None else (bent.center, bent.bias, bent.bend.level)
     values = (scale, slope, pivot, offset, *(within or (None, None)), *more)
-    return _written(apply.grad_input, torch.empty_like(x), values, kind, _like(dy, x), x)
+    return _written(apply.grad_input, torch.empty_like(x), values, kind, like(dy, x), x)

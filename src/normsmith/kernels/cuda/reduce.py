@@ -13,7 +13,7 @@ from normsmith.kernels.cuda.tiles import between, following, load, positions, st
 
 
 @triton.jit
-def _share(run, span, splits, blocks):
+def share(run, span, splits, blocks):
     """Of this program: its row in the results, its block of channels, its first tile and the one after its last."""
     program = tl.program_id(0).to(tl.int64)
     split, rest = program % splits, program // splits
@@ -48,7 +48,7 @@ def moments(
 
     The guess is the mean of the first tile that has elements which count: near enough for float32 sums of the rest.
     """
-    row, block, begin, end = _share(run, span, splits, blocks)
+    row, block, begin, end = share(run, span, splits, blocks)
     c = block * BC + tl.arange(0, BC)
     known = c < channels
     pivot, seen = tl.zeros((BC,), TYPE), tl.zeros((BC,), TYPE)
@@ -117,7 +117,7 @@ def merge_moments(found, found_layer, merged, layer, channels, splits, blocks, B
         variances = tl.load(rows + k[:, None] * channels + found_layer, mask=there, other=0)
         counts = tl.load(rows + k[:, None] * channels + 2 * found_layer, mask=there, other=0)
         away = means - middle[None, :]
-        spread += tl.sum(tl.where(counts > 0, counts * (variances + away * away), 0.0), 0)
+        spread += tl.sum(tl.where(counts != 0, counts * (variances + away * away), 0.0), 0)
         start += BK
     where = merged + outer * channels + c
     tl.store(where, middle, mask=known)
@@ -132,7 +132,7 @@ def grad_sums(
     BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The sums of dy and of dy * (x - center), between the bounds, or as it reaches what was bent, and of the dy that go to a floor."""
-    row, block, begin, end = _share(run, span, splits, blocks)
+    row, block, begin, end = share(run, span, splits, blocks)
     c = block * BC + tl.arange(0, BC)
     known = c < channels
     total, product, below = tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE), tl.zeros((BC, BS), TYPE)

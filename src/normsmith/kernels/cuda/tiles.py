@@ -82,3 +82,9 @@ def following(i, n, t, tiles):
     """The number, sample and place of the next tile: the first of the next sample after the last of this one."""
     last = t + 1 == tiles
     return i + 1, tl.where(last, n + 1, n), tl.where(last, 0, t + 1)
+
+
+@triton.jit
+def root(values, TYPE: tl.constexpr):
+    """Square roots, rounded well: sqrt alone is an approximation in float32, and exact in float64."""
+    return tl.sqrt(values) if TYPE is tl.float64 else tl.sqrt_rn(values)
