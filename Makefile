@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A stamp: a pyproject.toml or constraints.txt newer than it installs again.
 READY := $(VENV)/ready
 
-.PHONY: setup demo test test-slow check bench docs clean
+.PHONY: setup demo test test-slow sanitize check bench docs clean
 
 setup: $(READY)
 
@@ -23,6 +23,14 @@ test: $(READY) docs
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadscope
+
+# On a machine with a GPU: the tests of its kernels under compute-sanitizer, which comes with the CUDA toolkit. Without torch's cache of
+# memory, so that an access beyond a tensor is one beyond an allocation.
+sanitize: $(READY)
+	@command -v compute-sanitizer >/dev/null || { echo "make sanitize expects compute-sanitizer of the CUDA toolkit on the PATH: got none" >&2; exit 1; }
+	for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+		$(BIN)/python -m pytest -m "not slow" tests/kernels/test_cuda.py tests/kernels/test_cuda_small.py \
+		tests/kernels/test_cuda_whole.py tests/kernels/test_cuda_mixtures.py tests/kernels/test_cuda_node.py || exit 1; done
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -74,6 +74,8 @@ def test_bench_measures_prints_and_saves(tmp_path):
         "--rounds",
         "1",
         "--no-network",
+        "--device",
+        "cpu",
         "--save",
         str(tmp_path),
     ]

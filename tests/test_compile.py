@@ -63,8 +63,16 @@ def test_buffers_of_compiled_layers_equal_eager(case):
     assert_same_steps(case, True, "aot_eager")
 
 
-@every_case
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+def in_turn(k, case):
+    """One method strictly, the next one not; the other way round among the slow tests."""
+    return [pytest.param(case, strict, marks=[pytest.mark.slow] * (strict != (k % 2 == 0))) for strict in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("case", "strict"),
+    [row for k, case in enumerate(CASES) for row in in_turn(k, case)],
+    ids=lambda value: ("not strict", "strict")[value] if isinstance(value, bool) else str(value),
+)
 def test_exported_equals_eager(case, strict):
     layer, x = case.make().eval(), example((4, *REST))
     extra = layer.example_inputs(x)

@@ -595,7 +595,7 @@ def test_derivatives_by_hand_of_every_combination(backend, masked, floored, cent
 
     leaves = [x, weight, bias, *shares, *floor]
     with ns.backend(backend):
-        assert torch.autograd.gradcheck(run, leaves)
+        assert torch.autograd.gradcheck(run, leaves, fast_mode=True)  # in random directions: every entry is compared below
         by_hand = torch.autograd.grad(run(*leaves).square().sum(), leaves)
         plain = torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True)
     for one, other in zip(by_hand, plain, strict=True):
@@ -616,7 +616,7 @@ def test_measured_moments_are_differentiable_twice(backend, masked, sees):
 
     with ns.backend(backend):
         assert torch.autograd.gradcheck(run, (x,))
-        assert torch.autograd.gradgradcheck(run, (x,))
+        assert torch.autograd.gradgradcheck(run, (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -6,7 +6,8 @@ import io
 
 import pytest
 import torch
-from helpers import CASES, CHANNELS, Case, assert_same, example, floating
+from helpers import CASES, CHANNELS, Case, assert_same, example, floating, with_backends
+from pairwise import pairwise
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,15 @@ MASKED = [case for case in CASES if "mask" in inspect.signature(case.entry.load(
 every_running = pytest.mark.parametrize("case", RUNNING, ids=str)
 every_masked = pytest.mark.parametrize("case", MASKED, ids=str)
 SHAPE = (8, CHANNELS, 6)
+ON_BACKENDS = [(case, backend) for case, backend in with_backends(RUNNING) if backend != "torch"]
+
+
+def few(*axes):
+    """Every method on every backend that differs for it, with every value of each axis; the pairs of those spread over the methods."""
+    differs = {(str(case), backend) for case, backend in ON_BACKENDS}
+    return pairwise(
+        RUNNING, ["auto", "cpu", "reference"], *axes, allowed=lambda case, backend, *_: (str(case), backend) in differs
+    )
 
 
 def tracking(case, **options):
@@ -94,9 +104,7 @@ class TestAccumulate:
             layer(part)
         assert (layer.running_var - whole.running_var).abs().max() > 0.1
 
-    @every_running
-    @pytest.mark.parametrize("momentum", [0.3, None])
-    @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+    @pytest.mark.parametrize(("case", "backend", "momentum"), few([0.3, None]), ids=str)
     def test_micro_batches_make_the_one_batch_they_are(self, case, momentum, backend):
         if case.entry.ordered or case.entry.fitted:
             pytest.skip("cuts its batches itself, or fits them one by one")
@@ -134,9 +142,7 @@ class TestRecomputed:
         checkpoint(layer, example(SHAPE).requires_grad_(), use_reentrant=reentrant).sum().backward()
         assert layer.num_batches_tracked == 2
 
-    @every_running
-    @pytest.mark.parametrize("reentrant", [True, False])
-    @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+    @pytest.mark.parametrize(("case", "backend", "reentrant"), few([True, False]), ids=str)
     def test_updates_once(self, case, reentrant, backend):
         layer, x = tracking(case), example(SHAPE).requires_grad_()
         plain = tracking(case)
@@ -166,11 +172,8 @@ class TestNonfinite:
         layer(example(SHAPE, torch.float32))
         assert layer.running_var[3].isnan()
 
-    @every_running
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
-    @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_such_a_batch_is_skipped_and_counted(self, case, value, backend, accumulate):
+    @pytest.mark.parametrize(("case", "backend", "value", "accumulate"), few([float("nan"), float("inf")], [1, 2]), ids=str)
+    def test_such_a_batch_is_skipped_and_counted(self, case, backend, value, accumulate):
         layer = tracking(case, nonfinite="skip", accumulate=accumulate)
         skipped = layer.num_batches_skipped
         assert "num_batches_skipped" in layer.state_dict()
@@ -233,9 +236,8 @@ class TestWhatTheNextForwardWrites:
         expected = gradient(lambda: None)
         assert (gradient(train_once) - expected).abs().max() > 0.1
 
-    @every_running
+    @pytest.mark.parametrize(("case", "backend"), ON_BACKENDS, ids=str)
     @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-    @pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
     def test_does_not_reach_an_earlier_backward(self, case, training, backend):
         layer, x = tracking(case).train(training), example(SHAPE)
 

@@ -1,4 +1,6 @@
 import csv
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,7 +8,8 @@ import pytest
 import torch
 
 import normsmith as ns
-from normsmith.bench import network, record
+from normsmith.bench import network, record, rivals, session, suite, tables, timing
+from normsmith.bench import subjects as subjects_room
 from normsmith.bench.subjects import Subject, contestants, parse_shape, subjects
 from normsmith.bench.timing import Times, interleave, interval, peak_bytes
 
@@ -81,3 +84,79 @@ def test_network_cost(monkeypatch):
     rows = network.measure(["batch", "adain"], rounds=2, layout="columns")
     assert [row.method for row in rows] == ["batch", "adain"]
     assert all(row.low <= row.to_batch <= row.high for row in rows)
+
+
+class _Event:
+    """Stands in for an event of CUDA."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = _Event.clock
+
+    def synchronize(self):
+        """Nothing to wait for."""
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_a_gpu_tells_its_own_time(monkeypatch):
+    """In milliseconds, between events: a run of 6 of them counts as 6e-3 seconds, however many there are."""
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+
+    def run():
+        _Event.clock += 6
+
+    times = interleave({"a": run}, rounds=2, device="cuda")
+    assert times.seconds["a"] == pytest.approx([6e-3, 6e-3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_a_gpu(dtype, monkeypatch, tmp_path):
+    """With its contestants, all of them on the CPU instead: there is one for the formula compiled, one for each package there is."""
+    monkeypatch.setattr(subjects_room, "rivals", lambda method, shape, ours: {"liger": torch.nn.Identity()})
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    monkeypatch.setattr(Subject, "example", lambda self: torch.randn(self.shape, dtype=subjects_room.DTYPES[self.dtype]))
+    for name in ("clock_of", "peak_bytes"):
+        real = getattr(timing, name)
+        monkeypatch.setattr(suite if name == "peak_bytes" else timing, name, lambda *given, real=real: real(*given[:-1], "cpu"))
+    row = suite.measure(Subject("layer", (6, 8), "columns", "forward+backward", "cuda", dtype), 1, ORACLES)
+    assert row.dtype == dtype
+    assert row.to_liger is not None
+    assert row.to_compiled is not None
+    assert row.to_apex is row.to_timm is None
+    assert tables.cells(row)[3] == f"forward+backward, {dtype}"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    record.append(tmp_path / "gpu.csv", [row], "cuda")
+    with (tmp_path / "gpu.csv").open() as file:
+        (saved,) = csv.DictReader(file)
+    assert saved["machine"].startswith("a GPU, ")
+    assert (saved["dtype"], saved["to_apex"]) == (dtype, "")
+
+
+def test_other_packages_are_asked_only_where_they_are_there(monkeypatch):
+    class Norm:
+        def __init__(self, *sizes):
+            self.sizes = sizes
+
+    room = types.SimpleNamespace(FusedLayerNorm=Norm, LigerLayerNorm=Norm, GroupNorm=Norm)
+    for name in ("apex.normalization", "apex.contrib.group_norm", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, room)
+    layer, group = ns.LayerNorm(8), ns.GroupNorm(8, num_groups=2)
+    assert {name: norm.sizes for name, norm in rivals.rivals("layer", (6, 8), layer).items()} == {"apex": (8,), "liger": (8,)}
+    assert rivals.rivals("group", (2, 8, 3, 3), group)["apex"].sizes == (2, 8)
+    assert rivals.rivals("layer", (2, 8, 3, 3), layer) == rivals.rivals("batch", (6, 8), layer) == {}
+    assert rivals.rivals("rms", (6, 8), ns.RMSNorm(8)) == {}, "these have none of it"
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert session._device("auto") == session._device("cpu") == "cpu"
+    with pytest.raises(ns.OptionError, match="torch sees none"):
+        session._device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert session._device("auto") == "cuda"

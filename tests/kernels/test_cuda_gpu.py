@@ -5,8 +5,11 @@
 
 import pytest
 import torch
-from helpers import assert_same
+from convergence import trained
+from helpers import assert_same, example
+from ranks import run_ranks
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import normsmith as ns
 from normsmith.kernels import choose
@@ -16,29 +19,9 @@ pytestmark = pytest.mark.gpu
 METHODS = ("batch", "group", "layer", "instance", "switchable", "filtered", "filter_response", "uan", "mixture", "mode")
 
 
-def trained(method: str, backend: str, device: str = "cuda", steps: int = 40) -> list[float]:
-    """The losses of a small network that learns to tell random images apart."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), ns.make(method, 16), nn.ReLU(), nn.Conv2d(16, 32, 3), ns.make(method, 32), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
-    ).to(device)  # fmt: skip
-    x, labels = torch.randn(32, 3, 12, 12).to(device), torch.arange(32).remainder(4).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with ns.backend(backend):
-            loss = nn.functional.cross_entropy(model(x), labels)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_training_goes_the_same_way(method):
-    found, expected = (torch.tensor(trained(method, backend)) for backend in ("cuda", "reference"))
+    found, expected = (torch.tensor(trained(method, backend, "cuda")) for backend in ("cuda", "reference"))
     assert expected[-1] < 0.97 * expected[0], "nothing was learned"
     assert_same(found, expected, "losses", tolerance=1e-2)
 
@@ -148,3 +131,48 @@ def test_another_device_than_the_current():
         expected = layer(x)
     with ns.backend("cuda"):
         assert_same(layer(x), expected)
+
+
+def of_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Output, gradients and buffers of one rank's part of a batch, in the place of its own."""
+    torch.cuda.set_device(rank)
+    layer = ns.synchronize(ns.make("switchable", 12)).cuda()
+    own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    x = example((8, 12, 9, 9), torch.float32)[own].cuda().requires_grad_()
+    with ns.backend("cuda"):
+        y = DistributedDataParallel(layer, device_ids=[rank])(x)
+    (y.square().sum() * world_size).backward()
+    grads = {name: p.grad.cpu() for name, p in layer.named_parameters()}
+    return {"y": y.detach().cpu(), "dx": x.grad.cpu() / world_size, **grads, "var": layer.running_var.cpu()}
+
+
+def test_ranks_that_talk_by_nccl():
+    """As many as there are GPUs, up to two: synchronised statistics under DistributedDataParallel are those of one process."""
+    world_size = min(torch.cuda.device_count(), 2)
+    ranks = run_ranks(world_size, of_rank, world_size, backend="nccl")
+    layer, x = ns.make("switchable", 12), example((8, 12, 9, 9), torch.float32).requires_grad_()
+    with ns.backend("reference"):
+        y = layer(x)
+    y.square().sum().backward()
+    assert_same(torch.cat([rank["y"] for rank in ranks]), y.detach())
+    assert_same(torch.cat([rank["dx"] for rank in ranks]), x.grad)
+    for name, parameter in layer.named_parameters():
+        assert_same(ranks[-1][name], parameter.grad, name)
+    assert_same(ranks[-1]["var"], layer.running_var)
+
+
+def test_compiled_layers_take_plain_torch_to_the_same_numbers():
+    layer = ns.make("switchable", 16).cuda()
+    x = torch.randn(8, 16, 9, 9, device="cuda")
+    with ns.backend("cuda"):
+        assert_same(torch.compile(layer)(x), layer(x))
+
+
+def test_a_callable_made_of_a_graph():
+    """As torch.cuda.make_graphed_callables makes it: forward and backward captured, replayed with other data."""
+    layer, other = ns.make("group", 32).cuda(), ns.make("group", 32).cuda()
+    x = torch.randn(8, 32, 14, 14, device="cuda", requires_grad=True)
+    with ns.backend("cuda"):
+        graphed = torch.cuda.make_graphed_callables(layer, (x.detach().clone().requires_grad_(),))
+        results = [torch.autograd.grad(one(x).square().sum(), x)[0] for one in (graphed, other)]
+    assert_same(*results)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from convergence import trained
 from helpers import Case, assert_same, example
 from isolated import facts_of, run_python
 from tiles import DEVICE
@@ -88,6 +89,15 @@ def test_without_triton_the_cuda_backend_says_what_to_install(version, monkeypat
     assert choose.backend_for(x) is cpu
     with ns.backend("cuda"), pytest.raises(ns.DependencyError, match=r"expects Triton 3.4 or newer: pip install 'norms"):
         choose.backend_for(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["batch", "switchable"])
+def test_a_short_training_goes_the_same_way(method):
+    """The longer one, for more methods, is in test_cuda_gpu.py."""
+    found, expected = (torch.tensor(trained(method, backend, DEVICE, steps=6, size=5)) for backend in ("cuda", "reference"))
+    assert expected[-1] < expected[0], "nothing was learned"
+    assert_same(found, expected, "losses", tolerance=1e-3)
 
 
 COMPILE = """

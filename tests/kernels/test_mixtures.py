@@ -1,4 +1,4 @@
-"""The operations of mixtures: the loops against the reference, in every layout, with and without a mask; the exponential."""
+"""The operations of mixtures: the loops against the reference, in every layout, with and without a mask; powers of two."""
 
 import math
 
@@ -11,7 +11,7 @@ from mixtures import a_density, every_result, random
 
 from normsmith.kernels import mixtures_reference as reference
 from normsmith.kernels.cpu import mixture as cpu
-from normsmith.kernels.cpu.exponential import exponential
+from normsmith.kernels.cpu.exponential import power_of_two
 from normsmith.kernels.mixtures import Density
 
 # A single position, a single element, several runs with a remainder, short cells that a block takes several of, many channels.
@@ -64,19 +64,20 @@ def test_clusters_far_from_each_other_and_from_zero_lose_nothing(backend):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 2e-7), (np.float64, 3e-16)])
-def test_the_exponential(dtype, error):
+def test_powers_of_two(dtype, error):
     @numba.njit
     def all_of(values, zero):
         out = np.empty_like(values)
         for i in range(values.size):
-            out[i] = exponential(values[i], zero)
+            out[i] = power_of_two(values[i], zero)
         return out
 
     values = np.concatenate([np.linspace(-80, 0, 200_001), -np.logspace(-12, 0, 1000)]).astype(dtype)
-    expected = np.exp(values.astype(np.longdouble))
+    expected = np.exp2(values.astype(np.longdouble))
     assert np.max(np.abs(all_of(values, dtype(0)) / expected - 1)) < error
     far = np.array([-1e4, -np.inf, -0.0], dtype)
     assert all_of(far, dtype(0)).tolist() == [0, 0, 1]
+    assert np.isnan(all_of(np.array([np.nan], dtype), dtype(0)))
 
 
 def test_runs_repeat_to_the_bit_on_any_number_of_threads():

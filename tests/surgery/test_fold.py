@@ -752,7 +752,7 @@ def test_norms_in_a_row_take_one_call_each():
 PIECES = st.sampled_from(["conv", "padded", "depthwise", "norm", "relu", "relu_", "linear", "drop", "shared", "pool", "add"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(PIECES, min_size=1, max_size=9), st.integers(0, 1000))
 def test_random_chains(pieces, seed):
     torch.manual_seed(seed)

@@ -48,19 +48,19 @@ class _Net(nn.Module):
         return x
 
 
-def measure(methods: list[str], rounds: int, layout: str = "rows") -> list[NetworkRow]:
+def measure(methods: list[str], rounds: int, layout: str = "rows", device: str = "cpu") -> list[NetworkRow]:
     """Steps of the net with each method, with torch's batch norm and without a norm, interleaved."""
     memory_format = torch.channels_last if layout == "columns" else torch.contiguous_format
-    x = torch.randn(BATCH, CHANNELS, SIZE, SIZE).contiguous(memory_format=memory_format)
+    x = torch.randn(BATCH, CHANNELS, SIZE, SIZE, device=device).contiguous(memory_format=memory_format)
 
     def step(norm: Callable[[], nn.Module | None]) -> Callable[[], object]:
-        net = _Net(norm).to(memory_format=memory_format)  # type: ignore[call-overload]
+        net = _Net(norm).to(device, memory_format=memory_format)  # type: ignore[call-overload]
         parameters = list(net.parameters())
         return lambda: torch.autograd.grad(net(x).sum(), parameters)
 
     runs = {name: step(lambda name=name: make(name, CHANNELS)) for name in methods}  # type: ignore[misc]
     runs |= {"torch": step(lambda: nn.BatchNorm2d(CHANNELS)), "none": step(lambda: None)}
-    seconds = interleave(runs, rounds).seconds
+    seconds = interleave(runs, rounds, device=device).seconds
     bare = statistics.median(seconds["none"])
     base = statistics.median(seconds["torch"]) - bare
     rows = []

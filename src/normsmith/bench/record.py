@@ -18,8 +18,18 @@ import torch
 from normsmith.bench import allocator
 
 
-def circumstances() -> dict[str, str]:
+def circumstances(device: str = "cpu") -> dict[str, str]:
     """Where and on what: machine, versions, commit, date."""
+    if device != "cpu":
+        return {
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+            "commit": _commit(),
+            "machine": f"{torch.cuda.get_device_name()}, {_processor()}",
+            "torch": torch.__version__,
+            "cuda": str(torch.version.cuda),
+            "triton": version("triton"),
+            "allocator": "of torch",
+        }
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "commit": _commit(),
@@ -30,9 +40,9 @@ def circumstances() -> dict[str, str]:
     }
 
 
-def append(path: Path, rows: Sequence[Any]) -> None:
+def append(path: Path, rows: Sequence[Any], device: str = "cpu") -> None:
     """Add dataclass rows to a CSV file; the file is replaced as a whole, so that a kill leaves the old or the new one."""
-    around = circumstances()
+    around = circumstances(device)
     lines = [{**around, **{k: _text(v) for k, v in asdict(row).items()}} for row in rows]
     old = path.read_text() if path.exists() else ""
     text = io.StringIO()

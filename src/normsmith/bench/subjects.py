@@ -1,6 +1,7 @@
 """What is timed: shapes, layouts, modes, and for each method its contestants as functions of no arguments."""
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normsmith.bench.rivals import rivals
 from normsmith.errors import OptionError
 from normsmith.kernels.choose import backend
 from normsmith.methods.catalog import find, make
 
 SHAPES = [(32, 64, 56, 56), (128, 256, 8, 8), (8, 256, 32, 32), (8, 64, 8, 8), (2, 32, 32, 32, 32), (256, 512)]
+# On a GPU: the stages of ResNet-50 at two batch sizes, those of a 3-D nnU-Net, and 8 × 2048 tokens of 4096 channels.
+STAGES = [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+GPU_SHAPES: list[tuple[int, ...]] = [(batch, *stage) for batch in (32, 256) for stage in STAGES]
+GPU_SHAPES += [(2, channels, size, size, size) for channels, size in ((32, 128), (64, 64), (128, 32), (256, 16), (320, 8))]
+GPU_SHAPES += [(8 * 2048, 4096)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("rows", "columns")
 MODES = ("forward", "forward+backward", "eval")
 # Tensors of the size of x that must cross memory at least: read x, write y; and back: read x and dy, write dx.
@@ -33,6 +41,8 @@ class Subject:
     shape: tuple[int, ...]
     layout: str
     mode: str
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def shape_name(self) -> str:
@@ -41,22 +51,32 @@ class Subject:
 
     def example(self) -> Tensor:
         """Random data of that shape and layout."""
-        x = torch.randn(self.shape)
+        x = torch.randn(self.shape, device=self.device, dtype=DTYPES[self.dtype])
         return x.contiguous(memory_format=_FORMATS[x.dim()]) if self.layout == "columns" and x.dim() in _FORMATS else x
 
 
-def subjects(methods: list[str], shapes: Sequence[tuple[int, ...]], layouts: list[str], modes: list[str]) -> list[Subject]:
+def subjects(
+    methods: list[str],
+    shapes: Sequence[tuple[int, ...]],
+    layouts: list[str],
+    modes: list[str],
+    device: str = "cpu",
+    dtypes: Sequence[str] = ("float32",),
+) -> list[Subject]:
     """Every combination that exists: (N, C) has one layout only, and some methods refuse some shapes."""
     found = []
     for shape in shapes:
         for layout in layouts if len(shape) in _FORMATS else ["columns" if len(shape) == 2 else "rows"]:
-            for mode in modes:
-                found += [s for s in (Subject(m, shape, layout, mode) for m in methods) if _works(s)]
+            for mode, dtype in itertools.product(modes, dtypes):
+                found += [s for s in (Subject(m, shape, layout, mode, device, dtype) for m in methods) if _works(s)]
     return found
 
 
 def _works(subject: Subject) -> bool:
-    layer, small = make(subject.method, subject.shape[1]), torch.randn(2, *subject.shape[1:])
+    layer, small = (
+        make(subject.method, subject.shape[1]),
+        torch.randn(2, subject.shape[1], *(min(size, 4) for size in subject.shape[2:])),
+    )
     try:
         with torch.no_grad():
             layer(small, **layer.example_inputs(small))
@@ -77,16 +97,26 @@ def contestants(subject: Subject, oracles: Path | None, forced: str) -> dict[str
     """Functions to time by name: ours, torch's batch norm, torch's twin and the oracle where they exist, and a copy of x."""
     x = subject.example()
     channels = subject.shape[1]
+
+    def run(layer: torch.nn.Module, extra: dict[str, Tensor] | None = None) -> Run:
+        return _runner(layer.to(x.device, x.dtype), x, subject.mode, extra or {})
+
     ours = make(subject.method, channels)
-    runs: dict[str, Run] = {"ours": _within(forced, _runner(ours, x, subject.mode, ours.example_inputs(x)))}
-    batch = find("batch").load()(channels).torch_twin(len(subject.shape) - 2)
-    runs["batch"] = _runner(batch, x, subject.mode, {})
+    inputs = ours.example_inputs(x)
+    runs: dict[str, Run] = {"ours": _within(forced, run(ours, inputs))}
+    runs["batch"] = run(find("batch").load()(channels).torch_twin(len(subject.shape) - 2))
     twin = ours.torch_twin(len(subject.shape) - 2)
     if twin is not None:
-        runs["torch"] = _runner(twin, x, subject.mode, {})
+        runs["torch"] = run(twin)
     oracle = oracles and load_oracle(oracles, subject.method)
     if oracle:
-        runs["oracle"] = _runner(_OracleLayer(oracle, make(subject.method, channels)), x, subject.mode, ours.example_inputs(x))
+        runs["oracle"] = run(_OracleLayer(oracle, make(subject.method, channels)), inputs)
+        if subject.device != "cpu":
+            compiled = _OracleLayer(oracle, make(subject.method, channels))
+            compiled.compile()
+            runs["compiled"] = run(compiled, inputs)
+    if subject.device != "cpu":
+        runs |= {name: run(layer) for name, layer in rivals(subject.method, subject.shape, ours).items()}
     target = torch.empty_like(x)
     runs["copy"] = lambda: target.copy_(x)
     return runs

@@ -1,7 +1,7 @@
 """The whole table: every subject, one row each."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from normsmith.bench.subjects import MUST_MOVE, Subject, contestants
@@ -26,12 +26,27 @@ class Row:
     extra_memory: float  # peak, in tensors of the size of x, output and gradients included
 
 
+@dataclass(frozen=True)
+class DeviceRow(Row):
+    """The same on a GPU, with the contestants that there are only there."""
+
+    dtype: str
+    to_compiled: float | None  # time as a multiple of the formula under torch.compile
+    to_apex: float | None
+    to_liger: float | None
+    to_timm: float | None
+
+
 def measure(subject: Subject, rounds: int, oracles: Path | None, forced: str = "auto") -> Row:
     """Time one subject against its contestants."""
     runs = contestants(subject, oracles, forced)
-    times = interleave(runs, rounds)
+    times = interleave(runs, rounds, device=subject.device)
     x = subject.example()
-    return Row(
+
+    def to(name: str) -> float | None:
+        return times.ratio("ours", name) if name in runs else None
+
+    row = Row(
         subject.method,
         subject.shape_name,
         subject.layout,
@@ -40,10 +55,20 @@ def measure(subject: Subject, rounds: int, oracles: Path | None, forced: str = "
         ms=times.median("ours") * 1e3,
         batch_ms=times.median("batch") * 1e3,
         to_batch=times.ratio("ours", "batch"),
-        to_torch=times.ratio("ours", "torch") if "torch" in runs else None,
-        to_oracle=times.ratio("ours", "oracle") if "oracle" in runs else None,
+        to_torch=to("torch"),
+        to_oracle=to("oracle"),
         copy_share=times.ratio("copy", "ours") * MUST_MOVE[subject.mode] / 2,
-        extra_memory=peak_bytes(runs["ours"]) / (x.numel() * x.element_size()),
+        extra_memory=peak_bytes(runs["ours"], subject.device) / (x.numel() * x.element_size()),
+    )
+    if subject.device == "cpu":
+        return row
+    return DeviceRow(
+        **asdict(row),
+        dtype=subject.dtype,
+        to_compiled=to("compiled"),
+        to_apex=to("apex"),
+        to_liger=to("liger"),
+        to_timm=to("timm"),
     )
 
 

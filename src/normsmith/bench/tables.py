@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from normsmith.bench.network import NetworkRow
-from normsmith.bench.suite import Row
+from normsmith.bench.suite import DeviceRow, Row
 
 HEADINGS = ("method", "shape", "layout", "mode", "ms", "× batch norm", "× torch's own", "× formula", "copy speed", "memory")
 
@@ -21,7 +21,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.method,
         row.shape,
         row.layout,
-        row.mode,
+        f"{row.mode}, {row.dtype}" if isinstance(row, DeviceRow) else row.mode,
         number(row.ms, 3),
         number(row.to_batch),
         number(row.to_torch),

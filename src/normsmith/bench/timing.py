@@ -26,13 +26,16 @@ class Times:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True))
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> Times:
+Clock = Callable[[Callable[[], object], int], float]  # seconds that a run takes, from so many of them
+
+
+def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, device: str = "cpu") -> Times:
     """Time every contestant once a round, in a new order each round."""
-    repeats = {}
+    repeats, clock = {}, clock_of(device)
     for name, run in runs.items():
         for _ in range(warmup):
             run()
-        repeats[name] = max(1, min(200, round(SHORTEST / max(_once(run, 1), 1e-7))))
+        repeats[name] = max(1, min(200, round(SHORTEST / max(clock(run, 1), 1e-7))))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     shuffle = random.Random(0)
@@ -40,15 +43,31 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: in
         shuffle.shuffle(order)
         for name in order:
             runs[name]()  # not timed: nobody pays for what the one before left in caches and allocator
-            seconds[name].append(_once(runs[name], repeats[name]))
+            seconds[name].append(clock(runs[name], repeats[name]))
     return Times(seconds)
 
 
-def _once(run: Callable[[], object], repeats: int) -> float:
+def clock_of(device: str) -> Clock:
+    """What tells the time of that device."""
+    return _by_wall if device == "cpu" else _by_events
+
+
+def _by_wall(run: Callable[[], object], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
+
+
+def _by_events(run: Callable[[], object], repeats: int) -> float:
+    """The time between two events on the stream of the GPU: with many runs between them, launching costs only what it delays."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / repeats
 
 
 def interval(values: list[float], level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
@@ -59,8 +78,13 @@ def interval(values: list[float], level: float = 0.95, draws: int = 2000) -> tup
     return medians[cut], medians[-cut - 1]
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
     """The most memory that torch's allocator held during the run beyond what it held before."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
     del result

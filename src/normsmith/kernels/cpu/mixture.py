@@ -19,6 +19,7 @@ with cache.in_own_folder():
 
 RUN = 8192  # positions of a channel in one task: by the shape alone, so that results repeat to the bit on any number of cores
 POINTS = 2048  # points of a joint mixture in one task
+LOG2_E = 1 / math.log(2)  # logits are to the base 2 in the loops
 TILE = 16  # channels that fill a cache line
 
 
@@ -66,12 +67,13 @@ class _Cut:
 def _table(x: Tensor, by: By, **rows: Tensor) -> Any:
     """The rows of a table, each (K, C), by their numbers in `mixture_blocks.py`."""
     if isinstance(by, Density):
-        rows = {"constant": by.constant, "mean": by.mean, "precision": by.precision, **rows}
+        curve = by.precision * (-0.5 * LOG2_E)
+        rows = {"constant": by.constant * LOG2_E, "mean": by.mean, "curve": curve, "precision": by.precision, **rows}
     number, channels = next(iter(rows.values())).shape[0], x.shape[1]
-    table = torch.empty((9, number, channels), dtype=x.dtype)
+    table = torch.empty((blocks.ROWS, number, channels), dtype=x.dtype)
     for name, value in rows.items():
         table[getattr(blocks, name.upper())] = value
-    return table.view(9, -1).numpy(), number
+    return table.view(blocks.ROWS, -1).numpy(), number
 
 
 def _like(dy: Tensor, x: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def _like(dy: Tensor, x: Tensor) -> Tensor:
 
 def shares(x: Tensor, density: Density, *, measures: bool = True, masked: bool = False) -> tuple[Tensor, Moments | None]:
     cut = _Cut(x)
-    table, number = _table(x, density, constant=density.constant.expand_as(density.mean))
+    table, number = _table(x, density)
     found = torch.empty((number, x.shape[0], x.shape[2]), dtype=x.dtype)
     runs = math.ceil(cut.positions / POINTS)
     sums = torch.zeros((3, runs, number * cut.channels) if measures else (3, 1, 1), dtype=torch.float64)

@@ -1,16 +1,17 @@
 """What the loops of mixtures do with a block of a channel, which stays in the first cache, where sweeps over it cost little.
 
-`table` holds, per component and channel, the rows named below; shares and logits are a row of BLOCK for each component.
+`table` holds, per component and channel, the rows named below; shares and logits are a row of BLOCK for each component. Logits are to the
+base 2, CONSTANT + CURVE * (x - MEAN)².
 """
 
 import numpy as np
 
-from normsmith.kernels.cpu.exponential import exponential
+from normsmith.kernels.cpu.exponential import power_of_two
 from normsmith.kernels.cpu.memory import cast, sequential, view
 
 BLOCK = 512  # positions of a channel swept at once
-# Rows of the table.
-CONSTANT, MEAN, PRECISION, CENTER, SCALE, OFFSET, SLOPE, PIVOT, SPREAD = range(9)
+ROWS = 10  # of the table
+CONSTANT, MEAN, CURVE, PRECISION, CENTER, SCALE, OFFSET, SLOPE, PIVOT, SPREAD = range(ROWS)
 
 
 @sequential
@@ -20,13 +21,13 @@ def gather(zero, x, at, xn, xs, size, start, out, held):
     while done < held:
         n, s = (start + done) // size, (start + done) % size
         run = min(size - s, held - done)
-        row = view(x, zero, at + n * xn + s * xs, (run - 1) * xs + 1)
-        if xs == 1:
+        row, part = view(x, zero, at + n * xn + s * xs, (run - 1) * xs + 1), out[done : done + run]
+        if xs == 1:  # and no index is a sum, which might be negative for all that the vectoriser knows
             for i in range(run):
-                out[done + i] = row[i]
+                part[i] = row[i]
         else:
             for i in range(run):
-                out[done + i] = row[i * xs]
+                part[i] = row[i * xs]
         done += run
 
 
@@ -37,39 +38,48 @@ def scatter(zero, block, held, y, at, yn, ys, size, start):
     while done < held:
         n, s = (start + done) // size, (start + done) % size
         run = min(size - s, held - done)
-        row = view(y, zero, at + n * yn + s * ys, (run - 1) * ys + 1)
+        row, part = view(y, zero, at + n * yn + s * ys, (run - 1) * ys + 1), block[done : done + run]
         if ys == 1:
             for i in range(run):
-                row[i] = block[done + i]
+                row[i] = part[i]
         else:
             for i in range(run):
-                row[i * ys] = block[done + i]
+                row[i * ys] = part[i]
         done += run
 
 
 @sequential
-def softmax(zero, logits, number, held, peak, total):
-    """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is."""
+def softmax(zero, logits, number, held, peak, total, taken):
+    """Shares from logits, in place: the largest subtracted, so that nothing overflows however far away a point is.
+
+    The power of the largest is 1. So that it need not be computed, the last component takes the place of the largest.
+    """
     one = cast(1, zero)
-    if number == 1:
-        for i in range(held):
-            logits[i] = one
-        return
+    last = logits[(number - 1) * BLOCK : (number - 1) * BLOCK + held]
     for i in range(held):
-        peak[i] = max(logits[i], logits[BLOCK + i])
-        total[i] = zero
-    for k in range(2, number):
+        peak[i], taken[i] = last[i], one
+    for k in range(number - 1):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
             peak[i] = max(peak[i], row[i])
-    for k in range(number):
+    for k in range(number - 1):  # a fifth array in this loop would be one too many for the vectoriser
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
-            row[i] = exponential(row[i] - peak[i], zero)
+            own, other, most, before = row[i], last[i], peak[i], taken[i]
+            largest = own == most
+            power = power_of_two((other if largest else own) - most, zero)
+            taken[i] = power if largest else before
+            row[i] = one if largest else power
+    for i in range(held):
+        total[i] = taken[i]
+    for k in range(number - 1):
+        row = logits[k * BLOCK : k * BLOCK + held]
+        for i in range(held):
             total[i] += row[i]
     for i in range(held):
         total[i] = one / total[i]
-    for k in range(number):
+        last[i] = taken[i] * total[i]
+    for k in range(number - 1):
         row = logits[k * BLOCK : k * BLOCK + held]
         for i in range(held):
             row[i] *= total[i]
@@ -91,24 +101,22 @@ def hide(zero, block, held, shares, number, total):
 @sequential
 def add_logits(zero, block, held, table, number, channels, c, masked, logits):
     """A channel's part of the logits of a joint mixture; none from what is NaN, where that is masked."""
-    half = cast(0.5, zero)
     for k in range(number):
         row, at = logits[k * BLOCK : k * BLOCK + held], k * channels + c
-        mean, slope = table[MEAN, at], -half * table[PRECISION, at]
+        mean, curve = table[MEAN, at], table[CURVE, at]
         if masked:
             for i in range(held):
                 away = block[i] - mean
-                row[i] += zero if np.isnan(away) else slope * away * away
+                row[i] += zero if np.isnan(away) else curve * away * away
         else:
             for i in range(held):
                 away = block[i] - mean
-                row[i] += slope * away * away
+                row[i] += curve * away * away
 
 
 @sequential
-def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total):
+def share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total, taken):
     """The shares of a block, a row of BLOCK for each component; none for what does not count, which becomes zero itself."""
-    half = cast(0.5, zero)
     for k in range(number):
         row = out[k * BLOCK : k * BLOCK + held]
         if given:
@@ -117,13 +125,12 @@ def share(zero, block, held, table, number, channels, c, given, positions, start
                 row[i] = source[i]
         else:
             at = k * channels + c
-            constant, mean = table[CONSTANT, at], table[MEAN, at]
-            slope = -half * table[PRECISION, at]
+            constant, mean, curve = table[CONSTANT, at], table[MEAN, at], table[CURVE, at]
             for i in range(held):
                 away = block[i] - mean
-                row[i] = constant + slope * away * away
+                row[i] = constant + curve * away * away
     if not given:
-        softmax(zero, out, number, held, peak, total)
+        softmax(zero, out, number, held, peak, total, taken)
     if masked:
         hide(zero, block, held, out, number, total)
 

@@ -35,7 +35,7 @@ def joint_shares(
     zero, x, xn, xc, xs, channels, size, table, number, positions, runs, masked, given, measures, sums, begin, end
 ):
     """The shares of the points of a joint mixture, to the address `given`; and, while they are in the cache, their weighted moments."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    block, peak, total, taken = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out, own = np.full(number * BLOCK, zero), np.full(number * BLOCK if masked else 0, zero)
     for run in range(begin, end):
         last = positions * (run + 1) // runs
@@ -46,7 +46,7 @@ def joint_shares(
             for c in range(channels):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
                 add_logits(zero, block, held, table, number, channels, c, masked, out)
-            softmax(zero, out, number, held, peak, total)
+            softmax(zero, out, number, held, peak, total, taken)
             for k in range(number):
                 row, target = out[k * BLOCK : k * BLOCK + held], view(given, zero, k * positions + start, held)
                 for i in range(held):
@@ -68,7 +68,7 @@ def joint_shares(
 @sequential
 def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile, runs, given, masked, sums, begin, end):
     """Sum of shares, weighted mean and variance of every channel and component of a run; `sums` are zero at first."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    block, peak, total, taken = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out = np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
@@ -78,7 +78,7 @@ def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile,
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
-                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
+                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total, taken)
                 accumulate(zero, block, held, out, number, channels, c, counts, means, variances)
         for c in range(first, min(first + tile, channels)):
             for k in range(number):
@@ -89,7 +89,7 @@ def moments(zero, x, xn, xc, xs, channels, size, table, number, positions, tile,
 @sequential
 def affine(zero, x, xn, xc, xs, y, yn, yc, ys, channels, size, table, bias, number, positions, tile, runs, given, begin, end):
     """y = sum_k share_k * (x - center_k) * scale_k + bias."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    block, peak, total, taken = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     out = np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
@@ -98,7 +98,7 @@ def affine(zero, x, xn, xc, xs, y, yn, yc, ys, channels, size, table, bias, numb
             held = min(BLOCK, last - start)
             for c in range(first, min(first + tile, channels)):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
-                share(zero, block, held, table, number, channels, c, given, positions, start, False, out, peak, total)
+                share(zero, block, held, table, number, channels, c, given, positions, start, False, out, peak, total, taken)
                 level = view(bias, zero, c, 1)[0]
                 for k in range(number):
                     row, at = out[k * BLOCK : k * BLOCK + held], k * channels + c
@@ -117,7 +117,7 @@ def grad_sums(
     zero, g, gn, gc, gs, x, xn, xc, xs, channels, size, table, number, positions, tile, runs, given, masked, sums, begin, end
 ):
     """The sums of dy * share and of dy * share * (x - center) of a run; zero at first."""
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    block, peak, total, taken = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     grad, out = np.full(BLOCK, zero), np.full(number * BLOCK, zero)
     for task in range(begin, end):
         first, run = task // runs * tile, task % runs
@@ -127,7 +127,7 @@ def grad_sums(
             for c in range(first, min(first + tile, channels)):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
                 gather(zero, g, c * gc, gn, gs, size, start, grad, held)
-                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
+                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total, taken)
                 for k in range(number):
                     row, at = out[k * BLOCK : k * BLOCK + held], k * channels + c
                     center = table[CENTER, at]
@@ -147,7 +147,7 @@ def grad_input(
 ):  # fmt: skip
     """dx, and with `through` the sums of the logits' gradients, times 1, the distance to the mean, and its square."""
     two = cast(2, zero)
-    block, peak, total = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
+    block, peak, total, taken = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(BLOCK, zero)
     grad, target, out = np.full(BLOCK, zero), np.full(BLOCK, zero), np.full(number * BLOCK, zero)
     worth = np.full(number * BLOCK if through else 0, zero)
     for task in range(begin, end):
@@ -158,7 +158,7 @@ def grad_input(
             for c in range(first, min(first + tile, channels)):
                 gather(zero, x, c * xc, xn, xs, size, start, block, held)
                 gather(zero, g, c * gc, gn, gs, size, start, grad, held)
-                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total)
+                share(zero, block, held, table, number, channels, c, given, positions, start, masked, out, peak, total, taken)
                 fill(target, zero)
                 fill(total, zero)
                 for k in range(number):
