@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from normsmith.kernels import Kind
-from normsmith.kernels.cpu.exponential import exponential
+from normsmith.kernels.cpu.exponential import power_of_two
 from normsmith.kernels.cpu.memory import OPTIONS, cast
 
 # numpy's numbers, as numba tells their types apart sooner than anything else's; a ReLU is a floor of zero.
@@ -23,6 +23,7 @@ KINDS: dict[Kind, Any] = {
     "silu": np.uint8(0),
     "hardswish": np.uint16(0),
 }
+LOG2_E = 1.4426950408889634
 _OPTIONS: Any = {**OPTIONS, "cache": False}
 
 
@@ -64,13 +65,13 @@ def _through_leaky_relu(kind, grad, y, level, zero):
 
 def _silu(kind, y, level, zero):
     one = cast(1, zero)
-    power = exponential(-abs(y), zero)
+    power = power_of_two(-abs(y) * cast(LOG2_E, zero), zero)
     return y * ((one if y > zero else power) / (one + power))
 
 
 def _through_silu(kind, grad, y, level, zero):
     one = cast(1, zero)
-    power = exponential(-abs(y), zero)
+    power = power_of_two(-abs(y) * cast(LOG2_E, zero), zero)
     share = (one if y > zero else power) / (one + power)
     return grad * (share * (one + y * (one - share)))
 
