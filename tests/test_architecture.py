@@ -25,6 +25,7 @@ FLOORS = [
     "surroundings",
     "world",
     "kernels",
+    "activation",
     "plan",
     "normalize",
     "measure",

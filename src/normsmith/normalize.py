@@ -14,6 +14,9 @@ backward runs `mix` again on those numbers where it must be differentiated, so t
     d mean, d var = the derivative of mix, by autograd                                  (small)
     d x = scale dy + d mean / count + 2 d var (x - mean) / count                        (the gradient)
 
+An activation (`act`) is part of the affine map's pass, and of the two backward, which multiply dy with its derivative at the y they
+make again of x.
+
 `measure` is the first half alone: the moments, differentiable, for methods whose output is not affine in x.
 
 Where somebody must see plain operations (`surroundings.py`), or differentiates the gradient, the same steps run as ordinary torch.
@@ -27,12 +30,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from normsmith.activation import Activation
 from normsmith.affine import Standardized, Triple, pull_triple, through
 from normsmith.arithmetic import AtOnce
 from normsmith.cells import cut, statistics_of
 from normsmith.derivatives import fit
 from normsmith.errors import BackendError, CaptureError
-from normsmith.kernels import Backend, Bounds, Floor, reference
+from normsmith.kernels import Backend, Bend, Bent, Bounds, reference
 from normsmith.kernels.choose import backend_for
 from normsmith.moments import Moments, Pooled, Pull
 from normsmith.plan import Plan, Sees
@@ -61,12 +65,13 @@ def normalize(
     mask: Tensor | None = None,
     world: World | None = None,
     floor: Tensor | None = None,
+    act: Activation | None = None,
 ) -> Normalized:
     """Normalize `x` (N, C, *spatial) as `mix` says; moments count only elements strictly between the bounds of `within`.
 
-    `mask` broadcasts to x; `floor` is a statistic, (C,), (1, C) or (N, C).
+    `mask` broadcasts to x; `floor` is a statistic, (C,), (1, C) or (N, C), which the output is raised to, unless it goes through `act`.
     """
-    step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), floor is not None)
+    step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), act)
     given = tuple(t for t in (*tensors, floor) if t is not None)
     result = run(step, step.plan.masked(x), given)
     return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
@@ -118,24 +123,24 @@ class _Pass:
     cells: Moments | None = None
     batch: Moments | None = None
     affine: Affine
-    level: Tensor | None = None  # the floor, spread
+    bend: Bend | None = None
     given: Sequence[Tensor]  # the tensors of the mix, detached
     whole: AtOnce | None = None  # output and backward of a backend that has both in one pass
     closed: Standardized | None = None  # what the mix made of them, if its derivative needs no autograd
 
-    def __init__(self, plan: Plan, mix: Mix, present: tuple[bool, ...], floored: bool) -> None:
+    def __init__(self, plan: Plan, mix: Mix, present: tuple[bool, ...], act: Activation | None) -> None:
         self.plan = plan
         self.mix = mix
         self.present = present
-        self.floored = floored
+        self.act = act
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Normalized:
         """The whole forward as ordinary differentiable operations; changes nothing here, a backward may still need what is here."""
         with without_autocast(x):
             view = cut(x)
             cells, batch = self.plan.moments(reference, view)
-            affine, level = self.mapped(view, self.mixed(cells, batch, tensors), tensors)
-            y = reference.cell_affine(self.plan.filled(view), *affine, level).view_as(x)
+            affine, bend = self.mapped(view, self.mixed(cells, batch, tensors), tensors)
+            y = reference.cell_affine(self.plan.filled(view), *affine, bend).view_as(x)
         return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
     def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -149,17 +154,19 @@ class _Pass:
                 found = self.mixed(self.cells, self.batch, self.given)
                 if isinstance(found, Standardized) and found.is_closed(self.given):
                     self.closed = found
-                    self.whole = None if self.floored else found.at_once()
+                    self.whole = found.at_once() if self.act is None and len(tensors) == sum(self.present) else None
                     if self.whole is not None:
                         return self.whole.y.view_as(x)
-                self.affine, self.level = self.mapped(view, found, self.given)
+                self.affine, self.bend = self.mapped(view, found, self.given)
             refuse_captured(self.affine, self.mix)
-            return backend.cell_affine(view, *self.affine, self.level).view_as(x)
+            return backend.cell_affine(view, *self.affine, self.bend).view_as(x)
 
-    def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Tensor | None]:
-        """The affine map of every cell, and the floor."""
-        triple = found.triple() if isinstance(found, Standardized) else found
-        return _spread(view, triple), _spread_one(view, tensors[-1]) if self.floored else None
+    def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Bend | None]:
+        """The affine map of every cell, and what bends it: the activation, or a floor, which is the one tensor more than the mix has."""
+        affine = _spread(view, found.triple() if isinstance(found, Standardized) else found)
+        if self.act is not None:
+            return affine, Bend(self.act.name, _spread_to(view, self.act.slope, statistics_of(view, shared=True)))
+        return affine, Bend("floor", _spread_one(view, tensors[-1])) if len(tensors) > sum(self.present) else None
 
     def mixed(self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]) -> Triple | Standardized:
         """What the mix gives for these values of its arguments."""
@@ -171,11 +178,13 @@ class _Pass:
         view, grad = cut(x), cut(dy)
         if self.whole is not None:
             return self.backward_of_whole(self.whole, dy, x)
-        floor = None if self.level is None else Floor(*self.affine, self.level)
-        everywhere = self.plan.everywhere(view) if floor is None else None
+        bent = None if self.bend is None else Bent(*self.affine, self.bend)
+        if bent is not None:  # there is no dy where the mask is false, but no y either
+            view = self.plan.filled(view)
+        everywhere = self.plan.everywhere(view) if bent is None else None
         scale = self.affine[1]
-        shared = scale.shape[0] == 1 and (self.level is None or self.level.shape[0] == 1)
-        total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, floor=floor)
+        shared = scale.shape[0] == 1 and (self.bend is None or self.bend.level.shape[0] == 1)
+        total, product, below = self.backend.cell_grad_sums(grad, view, self.affine[0], everywhere, shared=shared, bent=bent)
         pull = Pull(by=self.backend)
         if self.closed is not None:
             self.closed.pull(scale, total, product, pull)
@@ -186,14 +195,13 @@ class _Pass:
             grads[-1] = fit(below, tensors[-1])
         if not needed[0]:
             return [None, *grads]
-        line = self.plan.line(pull)
+        line, within = self.plan.line(pull), self.plan.within or self.plan.everywhere(view)
         if line is None:
             nothing = torch.zeros_like(scale)
-            if floor is None:
+            if bent is None:
                 return [self.backend.cell_affine(grad, nothing, scale, nothing).view_as(x), *grads]
-            line = nothing, nothing, nothing
-        within = self.plan.within or self.plan.everywhere(view)
-        return [self.backend.cell_grad_input(grad, view, scale, *line, within, floor).view_as(x), *grads]
+            line, within = (nothing, nothing, nothing), (nothing, nothing)  # bounds that nothing lies between
+        return [self.backend.cell_grad_input(grad, view, scale, *line, within, bent).view_as(x), *grads]
 
     def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
         """The same where it is one pass."""

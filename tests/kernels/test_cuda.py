@@ -1,6 +1,7 @@
 """The Triton kernels: on a GPU where there is one, else on the CPU through Triton's interpreter, where every program takes milliseconds."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ from helpers import assert_same
 from tiles import DEVICE, LAYOUTS, laid_out, pairs, random, use_small_tiles
 from torch import Tensor
 
-from normsmith.kernels import Floor, reference
+from normsmith.kernels import Bend, Bent, Kind, reference
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'normsmith[cuda]'")
 from normsmith.kernels import cuda
 from normsmith.kernels.cuda import geometry, launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, in the interpreter, for a NaN
-NAMES = ("moments", "affine", "affine floored", "sums", "sums floored", "input", "input floored")
+NAMES = ("moments", "affine", "affine floor", "sums", "sums floor", "input", "input floor")
 # (N, C, S): a single number, channel, position, sample; odd sizes; more channels than a tile; many samples; a long cell.
 SIZES = [(1, 1, 1), (3, 1, 70), (5, 7, 1), (1, 5, 33), (3, 5, 49), (2, 70, 3), (67, 3, 2), (2, 3, 301)]
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -63,13 +64,15 @@ def run(backend, name, x, dy, limits, kind, shared):
     if name == "moments":
         found = backend.cell_moments(x, within, shared=shared)
         return [found.mean, found.var, torch.as_tensor(found.count, device=x.device).to(found.mean).expand_as(found.mean)]
-    floor = Floor(first, second, third, fourth) if name.endswith("floored") else None
-    if name.startswith("affine"):
-        return [backend.cell_affine(x, first, second, third, floor and fourth)]
-    if name.startswith("sums"):
-        sums = backend.cell_grad_sums(dy, x, first, within if floor is None else None, shared=shared, floor=floor)
+    name, _, activation = name.partition(" ")
+    bend = Bend(activation, fourth * (activation != "relu")) if activation else None
+    bent = None if bend is None else Bent(first, second, third, bend)
+    if name == "affine":
+        return [backend.cell_affine(x, first, second, third, bend)]
+    if name == "sums":
+        sums = backend.cell_grad_sums(dy, x, first, within if bent is None else None, shared=shared, bent=bent)
         return [t for t in sums if t is not None]
-    return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, floor)]
+    return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, bent)]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,21 @@ def test_every_operation_equals_the_reference(size, name, layout, dtype, limits)
         assert_same(a, b, f"result {i}, statistics {kind}, shared {shared}")
         if a.shape == x.shape and layout in {"rows", "columns"}:
             assert a.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    ("name", "activation", "layout", "dtype"),
+    pairs(("affine", "sums", "input"), get_args(Kind), ("rows", "columns"), TYPES),
+    ids=str,
+)
+def test_every_activation_equals_the_reference(name, activation, layout, dtype):
+    x, dy = (laid_out(random(3, 5, 49, seed=seed, dtype=dtype) * 3, layout) for seed in (0, 9))
+    if name == "affine":
+        x[1, 2, 7] = math.nan
+    shared = len(activation) % 2 == 0
+    found, expected = (run(backend, f"{name} {activation}", x, dy, "none", "mixed", shared) for backend in (cuda, reference))
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, b, activation)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -152,7 +170,7 @@ def test_what_is_not_finite_stays_in_its_cell(layout, value):
         torch.testing.assert_close(a, b, equal_nan=True)
     one = torch.ones(1, 5, device=DEVICE)
     for level in (-10 * one, one * math.nan):
-        floored, awaited = (backend.cell_affine(x, one, one, one, level) for backend in (cuda, reference))
+        floored, awaited = (backend.cell_affine(x, one, one, one, Bend("floor", level)) for backend in (cuda, reference))
         torch.testing.assert_close(floored, awaited, equal_nan=True)
 
 
@@ -164,7 +182,7 @@ def test_a_constant_channel_has_no_variance():
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])
-@pytest.mark.parametrize("name", ["moments", "sums floored"])
+@pytest.mark.parametrize("name", ["moments", "sums floor"])
 def test_results_repeat_to_the_bit(name, layout):
     x, dy = (laid_out(random(5, 3, 101, seed=seed, dtype=torch.float32), layout) for seed in (0, 9))
     first, second = (run(cuda, name, x, dy, "none", "of cells", True) for _ in range(2))

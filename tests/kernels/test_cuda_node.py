@@ -106,12 +106,14 @@ COMPILE = """
     from triton.compiler import ASTSource
     from normsmith.kernels.cuda import apply, reduce
 
-    STATISTICS = {"center", "scale", "bias", "floor", "level", "low", "high", "slope", "pivot", "offset"}
+    STATISTICS = {"center", "scale", "bias", "level", "low", "high", "slope", "pivot", "offset"}
     TENSORS = {"x", "y", "g", "d"}
+    KINDS = ("floor", "silu", "relu6", "hardswish", "leaky_relu", "relu")
 
     def ptx(kernel, element, by_rows, without, capability):
         unit = "s" if by_rows else "c"
         constants = {"BC": 1 if by_rows else 64, "BS": 2048 if by_rows else 32, "TYPE": tl.float32, "BK": 256, "LAYERS": 2}
+        constants["KIND"] = None if "level" in without else KINDS[(capability // 10 + len(without) + by_rows) % 6]
         constants |= {name: None for name in without}
         constants |= {name: 1 for name in kernel.arg_names if name in {t + unit for t in TENSORS} or name.endswith("_c")}
         signature, known, even = {}, {}, {}
@@ -132,7 +134,7 @@ COMPILE = """
     for i, (kernel, by_rows) in enumerate(itertools.product([reduce.moments, reduce.grad_sums, apply.affine, apply.grad_input], [1, 0])):
         for j, without in enumerate(kinds):
             if kernel is apply.affine and "bias" in without:
-                without = ("floor",)
+                without = ("level",)
             code = ptx(kernel, ("fp32", "bf16", "fp16")[(i + j) % 3], by_rows, without, (80, 90)[(i + j) % 2])
             wide[f"{kernel.__name__} {by_rows} {without}"] = "ld.global.v4" in code
     for kernel in (reduce.merge_moments, reduce.merge_sums):

@@ -10,7 +10,7 @@ from isolated import run_python
 from pairwise import pairwise
 from torch import Tensor
 
-from normsmith.kernels import Floor, cpu, reference
+from normsmith.kernels import Bend, Bent, cpu, reference
 
 NAMES = (
     "cell_moments",
@@ -66,13 +66,14 @@ def run(backend, name, x, dy, within=None, *, outer=None, shared=False):
     if name == "cell_moments":
         moments = backend.cell_moments(x, within, shared=shared)
         return [moments.mean, moments.var, torch.as_tensor(moments.count, dtype=x.dtype).expand_as(moments.mean)]
-    floor = Floor(first, second, third, fourth) if name.endswith("floored") else None
+    bend = Bend("floor", fourth) if name.endswith("floored") else None
+    bent = None if bend is None else Bent(first, second, third, bend)
     if name.startswith("cell_affine"):
-        return [backend.cell_affine(x, first, second, third, floor and fourth)]
+        return [backend.cell_affine(x, first, second, third, bend)]
     if name.startswith("cell_grad_sums"):
-        sums = backend.cell_grad_sums(dy, x, first, within if floor is None else None, shared=shared, floor=floor)
+        sums = backend.cell_grad_sums(dy, x, first, within if bent is None else None, shared=shared, bent=bent)
         return [value for value in sums if value is not None]
-    return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, floor)]
+    return [backend.cell_grad_input(dy, x, second, fourth, third, first, within, bent)]
 
 
 def exact(name, x, dy, within=None, **options):

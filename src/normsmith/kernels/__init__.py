@@ -2,22 +2,24 @@
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
     cells_later(x)                                   the same of cells, which may wait until somebody asks for their values
-    cell_affine(x, center, scale, bias, floor)       y = (x - center) * scale + bias, or the floor if that is above
-    cell_grad_sums(dy, x, center, within, shared, floor)   sums of dy and of dy * (x - center)
-    cell_grad_input(dy, x, scale, slope, pivot, offset, within, floor)  dx = dy * scale + ((x - pivot) * slope + offset)
+    cell_affine(x, center, scale, bias, bend)        y = (x - center) * scale + bias, bent
+    cell_grad_sums(dy, x, center, within, shared, bent)    sums of dy and of dy * (x - center)
+    cell_grad_input(dy, x, scale, slope, pivot, offset, within, bent)   dx = dy * scale + ((x - pivot) * slope + offset)
     pool, share, weighted_sum, weigh, standardize, unstandardize, lines    as in `arithmetic.py`, in as few steps as may be
     move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
 `within` is a pair of such statistics: only elements strictly between them count, in the moments, the sums, and the bracket of the
-gradient. A `floor` is a statistic too; the operations of the gradient get it with what y is made of, to tell whose dy goes to the floor
-instead: sums take one of the two, bounds or floor. What an operation returns has the memory format of its input.
+gradient. A `bend` is an activation of the affine map, in the same pass, with a statistic as its one number. The operations of the
+gradient get it with what y was made of, and multiply dy with its derivative there, so that nothing but x is kept: sums take one of the
+two, bounds or bend. A new activation is one line of `Kind`, and its two formulas in `reference.py`, `cpu/bend.py` and `cuda/tiles.py`.
+What an operation returns has the memory format of its input.
 
 Backends: `reference` (plain torch: every device, differentiable), `cpu` (numba), `cuda` (Triton). `choose.py` says which one does the
 work.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -27,13 +29,23 @@ from normsmith.moments import Pooled
 Bounds = tuple[Tensor, Tensor]
 
 
-class Floor(NamedTuple):
-    """The affine map of a forward, and the level below which its output is that level."""
+Kind = Literal["floor", "relu", "relu6", "leaky_relu", "silu", "hardswish"]
+
+
+class Bend(NamedTuple):
+    """An activation: max(y, level) for "floor", whose level has a gradient; those of torch, the level the slope of "leaky_relu", else 0."""
+
+    kind: Kind
+    level: Tensor
+
+
+class Bent(NamedTuple):
+    """The affine map of a forward, and what became of its output."""
 
     center: Tensor
     scale: Tensor
     bias: Tensor
-    level: Tensor
+    bend: Bend
 
 
 class Sums(NamedTuple):
@@ -51,7 +63,7 @@ class Backend(Arithmetic, Protocol):
 
     def cells_later(self, x: Tensor) -> Pooled: ...
 
-    def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor: ...
+    def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor: ...
 
     def cell_grad_sums(
         self,
@@ -61,7 +73,7 @@ class Backend(Arithmetic, Protocol):
         within: Bounds | None = None,
         *,
         shared: bool = False,
-        floor: Floor | None = None,
+        bent: Bent | None = None,
     ) -> Sums: ...
 
     def cell_grad_input(
@@ -73,7 +85,7 @@ class Backend(Arithmetic, Protocol):
         pivot: Tensor,
         offset: Tensor,
         within: Bounds | None = None,
-        floor: Floor | None = None,
+        bent: Bent | None = None,
     ) -> Tensor: ...
 
     def move_average(

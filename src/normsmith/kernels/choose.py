@@ -147,14 +147,24 @@ OURS_WIN_FROM: dict[str, tuple[float, float]] = {
 }
 
 
-def prefer_torch(operator: str, x: Tensor) -> bool:
-    """Whether a method that torch has too should be torch's operator for this tensor."""
+# The same where an activation follows: torch's operator then pays for two passes more.
+WITH_ACTIVATION = OURS_WIN_FROM | {
+    "batch": (350_000, 3_000_000),
+    "batch_eval": (400_000, 400_000),
+    "instance": (3_000_000, 300_000),
+    "group": (3_000_000, 400_000),
+    "layer": (3_000_000, 400_000),
+}
+
+
+def prefer_torch(operator: str, x: Tensor, *, activated: bool = False) -> bool:
+    """Whether a method that torch has too should be torch's operator for this tensor, and the activation, if any, another."""
     if torch.compiler.is_compiling():
         return True
     forced = _forced.get()
     if forced != "auto":
         return forced == "torch"
-    in_rows, in_columns = OURS_WIN_FROM[operator]
+    in_rows, in_columns = (WITH_ACTIVATION if activated else OURS_WIN_FROM)[operator]
     elements = x.numel()
     if elements < min(in_rows, in_columns) or (elements < in_rows and x.is_contiguous() and x.dim() > 2):
         return True

@@ -1,10 +1,11 @@
 """The four operations in plain torch: for every device, as the oracle of the other backends, and differentiable as they stand."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normsmith.arithmetic import lines, pool, share, standardize, unstandardize, weigh, weighted_sum
-from normsmith.kernels import Bounds, Floor, Sums
+from normsmith.kernels import Bend, Bent, Bounds, Sums
 from normsmith.moments import Moments, Pooled
 
 __all__ = [
@@ -40,10 +41,35 @@ def _inside(x: Tensor, within: Bounds) -> Tensor:
     return (low < x) & (x < high)
 
 
-def _above(x: Tensor, floor: Floor) -> Tensor:
-    """Where y is above the floor."""
-    center, scale, bias, level = (t.unsqueeze(2) for t in floor)
-    return (widened(x) - center) * scale + bias > level
+def _bent(y: Tensor, bend: Bend) -> Tensor:
+    """The activation of y: torch's own, but for numbers that are a statistic."""
+    if bend.kind == "floor":
+        return torch.maximum(y, bend.level.unsqueeze(2))
+    if bend.kind == "leaky_relu":
+        return torch.where(y > 0, y, y * bend.level.unsqueeze(2))
+    found: Tensor = getattr(F, bend.kind)(y)
+    return found
+
+
+def _through(grad: Tensor, x: Tensor, bent: Bent) -> Tensor:
+    """The gradient of y before the activation."""
+    center, scale, bias, level = (t.unsqueeze(2) for t in (*bent[:3], bent.bend.level))
+    y = (widened(x) - center) * scale + bias
+    found: Tensor
+    match bent.bend.kind:
+        case "floor":
+            found = torch.where(y <= level, 0, grad)
+        case "relu":
+            found = torch.ops.aten.threshold_backward(grad, y, 0)
+        case "relu6":
+            found = torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+        case "leaky_relu":
+            found = torch.where(y > 0, grad, grad * level)
+        case "silu":
+            found = torch.ops.aten.silu_backward(grad, y)
+        case "hardswish":
+            found = torch.ops.aten.hardswish_backward(grad, y)
+    return found
 
 
 def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled:
@@ -55,21 +81,22 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
 cells_later = cell_moments  # nothing is gained by waiting
 
 
-def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
+def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor:
     y = (widened(x) - center.unsqueeze(2)) * scale.unsqueeze(2) + bias.unsqueeze(2)
-    return (y if floor is None else torch.maximum(y, floor.unsqueeze(2))).to(x.dtype)
+    return (y if bend is None else _bent(y, bend)).to(x.dtype)
 
 
 def cell_grad_sums(
-    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, floor: Floor | None = None
+    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, bent: Bent | None = None
 ) -> Sums:
     grad, moved = widened(dy), widened(x) - center.unsqueeze(2)
-    product = grad * moved
     below = None
-    if within is not None or floor is not None:
-        keep = _inside(x, within) if within is not None else _above(x, floor) if floor is not None else None
-        assert keep is not None
-        below = None if floor is None else _total(torch.where(keep, 0, grad), shared)
+    if bent is not None:
+        whole, grad = grad, _through(grad, x, bent)
+        below = _total(whole - grad, shared) if bent.bend.kind == "floor" else None
+    product = grad * moved
+    if within is not None:
+        keep = _inside(x, within)
         grad, product = torch.where(keep, grad, 0), torch.where(keep, product, 0)
     return Sums(_total(grad, shared), _total(product, shared), below)
 
@@ -86,13 +113,13 @@ def cell_grad_input(
     pivot: Tensor,
     offset: Tensor,
     within: Bounds | None = None,
-    floor: Floor | None = None,
+    bent: Bent | None = None,
 ) -> Tensor:
     moved = (widened(x) - pivot.unsqueeze(2)) * slope.unsqueeze(2) + offset.unsqueeze(2)
     if within is not None:
         moved = torch.where(_inside(x, within), moved, 0)
-    direct = widened(dy) * scale.unsqueeze(2)
-    return ((direct if floor is None else torch.where(_above(x, floor), direct, 0)) + moved).to(x.dtype)
+    grad = widened(dy) if bent is None else _through(widened(dy), x, bent)
+    return (grad * scale.unsqueeze(2) + moved).to(x.dtype)
 
 
 def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from normsmith.activation import MODULES, SLOPE, Activation
 from normsmith.errors import InputError, OptionError
+from normsmith.methods._specs import among, written
 
 
 class Normalizer(nn.Module):
     """A layer over (N, C, *spatial), any number of spatial dimensions from 0 to 3, with an optional affine map per channel.
 
     A few methods also take a sequence of sizes for `num_features`: then they act on these trailing dimensions, as torch's do.
+
+    With `act` ("relu", "relu6", "leaky_relu" or "leaky_relu:negative_slope=0.2", "silu", "hardswish") the output goes through that
+    activation of torch, in the same pass where the layer writes its output itself. Methods that end in one of their own refuse it.
     """
 
     takes_empty = False  # in training: only where other ranks may have data
@@ -22,7 +27,8 @@ class Normalizer(nn.Module):
     condition_name: ClassVar[str | None] = (
         None  # of the argument, if any, that says under which condition each sample is normalized
     )
-    activates: bool = False  # whether the output went through an activation of its own, so that none belongs behind it
+    activates: bool = False  # whether the output went through an activation, so that none belongs behind it
+    bend: Activation | None = None  # that of `act`
     num_features: int | tuple[int, ...]
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -34,6 +40,7 @@ class Normalizer(nn.Module):
         eps: float | None,
         affine: bool,
         bias: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -44,6 +51,10 @@ class Normalizer(nn.Module):
             raise OptionError(
                 f"{name} expects eps above zero, to divide by on a constant channel: got eps={eps!r}; try eps=1e-5"
             )
+        if act is not None:
+            if self.activates:
+                raise OptionError(f"{name} expects no act: got {act!r} for a method that ends in an activation; leave it out")
+            self.end_in(_activation(act, name))
         self.eps = eps
         self.affine = affine
         for key, wanted in (("weight", affine), ("bias", affine and bias)):
@@ -177,7 +188,19 @@ class Normalizer(nn.Module):
         options: dict[str, Any] = {"eps": self.eps, "affine": self.affine}
         if self.affine and self.bias is None:
             options["bias"] = False
-        return options
+        return {**options, **self.own_activation()}
+
+    def own_activation(self) -> dict[str, str]:
+        """The option `act`, where there is one."""
+        return {} if self.bend is None else {"act": str(self.bend)}
+
+    def end_in(self, act: Activation) -> None:
+        """Have the output go through an activation."""
+        self.bend, self.activates = act, True
+
+    def activated(self, y: Tensor) -> Tensor:
+        """What becomes of an output that was written without the activation."""
+        return y if self.bend is None else self.bend(y)
 
 
 def _features(value: int | Sequence[int], takes_shape: bool, name: str) -> int | tuple[int, ...]:
@@ -188,6 +211,22 @@ def _features(value: int | Sequence[int], takes_shape: bool, name: str) -> int |
         wanted = " or a sequence of them for trailing dimensions" if takes_shape else ""
         raise OptionError(f"{name} expects num_features, the number of channels, as a positive integer{wanted}: got {value!r}")
     return value if isinstance(value, int) else sizes
+
+
+def _activation(act: object, owner: str) -> Activation:
+    """What `act` says, in the words of `make`."""
+    if not isinstance(act, str):
+        raise OptionError(
+            f"{owner} expects act as a word, one of {', '.join(MODULES)}: got {act!r}; other activations follow as layers"
+        )
+    name, options = written(act)
+    one_of(owner, "act", name, tuple(MODULES))
+    known = next(kind for kind in MODULES if kind == name)
+    among(options, ["negative_slope"] if known == "leaky_relu" else [], f"act={name!r} of {owner}")
+    slope = options.get("negative_slope", SLOPE if known == "leaky_relu" else 0.0)
+    if not isinstance(slope, int | float):
+        raise OptionError(f"{owner} expects negative_slope as a number: got {slope!r} in act={act!r}; try {SLOPE}")
+    return Activation(known, float(slope))
 
 
 def one_of(name: str, option: str, value: object, choices: tuple[object, ...]) -> None:

@@ -22,6 +22,7 @@ class Basic(TypedDict, total=False):
     nonfinite: Literal["update", "skip"]
     on_single: Literal["error", "running", "batch"]
     process_group: dist.ProcessGroup | None
+    act: str | None
     device: torch.device | str | None
     dtype: torch.dtype | None
 

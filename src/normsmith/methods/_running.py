@@ -71,11 +71,12 @@ class RunningNormalizer(Normalizer):
         nonfinite: Literal["update", "skip"] = "update",
         on_single: Literal["error", "running", "batch"] = "error",
         process_group: dist.ProcessGroup | None = None,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_running(type(self).__name__, momentum, track_running_stats, frozen, accumulate, nonfinite, on_single)
-        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.momentum, self.track_running_stats, self.frozen = momentum, track_running_stats, frozen
         self.accumulate, self.nonfinite, self.on_single = accumulate, nonfinite, on_single
         self._group = SharedGroup(process_group)
@@ -161,10 +162,10 @@ class RunningNormalizer(Normalizer):
 
     def by_running(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` normalized by the running statistics."""
-        if mask is None and prefer_torch("batch_eval", x):
-            return F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps)
+        if mask is None and prefer_torch("batch_eval", x, activated=self.bend is not None):
+            return self.activated(F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps))
         constants = (*self.constants(), self.weight, self.bias)
-        return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask).y
+        return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask, act=self.bend).y
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """The running mean and variance for one forward: copies where a backward, before which others may write to them, needs them."""
@@ -271,6 +272,7 @@ class RunningNormalizer(Normalizer):
             "momentum": self.momentum,
             "affine": self.affine,
             "track_running_stats": self.track_running_stats,
+            **self.own_activation(),
             **{key: getattr(self, key) for key, value in default.items() if getattr(self, key) != value},
             **({} if self.process_group is None else {"process_group": self.process_group}),
         }

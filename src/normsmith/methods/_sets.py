@@ -82,13 +82,15 @@ def by_sets(
         held, ids = sets + 1, torch.where(ids < 0, sets, ids)
     constant = partial(mix_running, eps=eps)
     if layer.uses_running_stats and mean is not None and var is not None:
-        return normalize(x, constant, rows(mean, ids), rows(var, ids), weight, bias, sees="nothing", mask=mask).y
+        return normalize(
+            x, constant, rows(mean, ids), rows(var, ids), weight, bias, sees="nothing", mask=mask, act=layer.bend
+        ).y
     strangers = held > sets
     if world is None:
         if not strangers and mask is None and x.dim() > 2 and x.numel() > x.shape[0] * x.shape[1]:
             mean = var = None  # no set can have a single element
         options = partial(mix_sets, sets=held, eps=eps, strangers=strangers)
-        result = normalize(x, options, ids, mean, var, weight, bias, sees="cells", mask=mask)
+        result = normalize(x, options, ids, mean, var, weight, bias, sees="cells", mask=mask, act=layer.bend)
         assert result.cells is not None
         y, merged = result.y, result.cells.of_sets(ids, held)
     else:
@@ -98,7 +100,7 @@ def by_sets(
         merged = row.map(lambda t: t.view(held, -1))
         own = merged.map(lambda t: rows(t, ids))
         own = own if mean is None or var is None else _settled(own, ids, mean, var, strangers)
-        y = normalize(x, constant, own.mean, own.var, weight, bias, sees="nothing", mask=mask).y
+        y = normalize(x, constant, own.mean, own.var, weight, bias, sees="nothing", mask=mask, act=layer.bend).y
     merged = merged.map(lambda t: t[:sets])
     count = merged.counts()
     layer.update(Moments(merged.mean, merged.var, torch.where(count > 1, count, 0)))

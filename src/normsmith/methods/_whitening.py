@@ -197,11 +197,12 @@ class WhiteningNormalizer(RunningNormalizer):
         mask = self.one_mask(x, mask, lengths)
         affine = (self.weight, self.bias)
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
-            return whiten_by(x, mix_constant, *self.evaluated(), *affine, groups=self.groups, sees="nothing", mask=mask).y
+            result = whiten_by(x, mix_constant, *self.evaluated(), *affine, groups=self.groups, sees="nothing", mask=mask)
+            return self.activated(result.y)
         result = whiten_by(x, self.mix(), *affine, groups=self.groups, sees="batch", mask=mask, world=self.world)
         assert result.batch is not None
         self.update(result.batch)
-        return result.y
+        return self.activated(result.y)
 
     def options(self) -> dict[str, Any]:
         return {"group_size": self.group_size, "running": self.running, **super().options()}

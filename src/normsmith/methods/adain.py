@@ -110,10 +110,11 @@ class AdaIN(Normalizer):
         alpha: float = 1.0,
         eps: float = 1e-5,
         unbiased: bool = False,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=False, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=False, act=act, device=device, dtype=dtype)
         self.alpha = alpha
         self.unbiased = unbiased
 
@@ -127,7 +128,7 @@ class AdaIN(Normalizer):
         weights: Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         self.check_input(x)
-        return adain(
+        y = adain(
             x,
             style,
             style_mean=style_mean,
@@ -137,9 +138,10 @@ class AdaIN(Normalizer):
             eps=self.eps,
             unbiased=self.unbiased,
         )
+        return self.activated(y)
 
     def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
         return {"style": x.detach().flip(0) * 2 + 1}
 
     def options(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "eps": self.eps, "unbiased": self.unbiased}
+        return {"alpha": self.alpha, "eps": self.eps, "unbiased": self.unbiased, **self.own_activation()}

@@ -41,10 +41,15 @@ class BatchNorm(RunningNormalizer):
         elements = x.numel() // self.num_features
         if self.uses_running_stats or self.falls_back(x, elements, "channel", CURE):
             return self.by_running(x, mask)
-        if mask is None and self.process_group is None and elements > 1 and prefer_torch("batch", x):
-            return self._by_torch(x)
+        if (
+            mask is None
+            and self.process_group is None
+            and elements > 1
+            and prefer_torch("batch", x, activated=self.bend is not None)
+        ):
+            return self.activated(self._by_torch(x))
         options = partial(mix, eps=self.eps)
-        result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world)
+        result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world, act=self.bend)
         assert result.batch is not None
         self.update(result.batch)
         return result.y

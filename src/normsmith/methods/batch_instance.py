@@ -90,6 +90,7 @@ class BatchInstanceNorm(RunningNormalizer):
             sees="both" if running[0] is None else "cells",
             mask=mask,
             world=self.world,
+            act=self.bend,
         )
         if result.batch is not None:
             self.update(result.batch)

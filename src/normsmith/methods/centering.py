@@ -41,8 +41,8 @@ class Centering(RunningNormalizer):
         mask = self.check_mask(x, mask, lengths)
         affine = (self.weight, self.bias)
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
-            return normalize(x, mix, self.constants()[0], *affine, sees="nothing", mask=mask).y
-        result = normalize(x, mix, None, *affine, sees="batch", mask=mask, world=self.world)
+            return normalize(x, mix, self.constants()[0], *affine, sees="nothing", mask=mask, act=self.bend).y
+        result = normalize(x, mix, None, *affine, sees="batch", mask=mask, world=self.world, act=self.bend)
         assert result.batch is not None
         self.update(result.batch)
         return result.y

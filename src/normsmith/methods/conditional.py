@@ -97,9 +97,11 @@ class ConditionalNorm(RunningNormalizer):
             return by_sets(self, x, condition, self.num_conditions or 1, weight, bias, mask)
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
             return normalize(
-                x, partial(mix_running, eps=self.eps), *self.constants(), weight, bias, sees="nothing", mask=mask
+                x, partial(mix_running, eps=self.eps), *self.constants(), weight, bias, sees="nothing", mask=mask, act=self.bend
             ).y
-        result = normalize(x, partial(mix, eps=self.eps), weight, bias, sees="batch", mask=mask, world=self.world)
+        result = normalize(
+            x, partial(mix, eps=self.eps), weight, bias, sees="batch", mask=mask, world=self.world, act=self.bend
+        )
         assert result.batch is not None
         self.update(result.batch)
         return result.y

@@ -149,7 +149,9 @@ class ContextNorm(RunningNormalizer):
             None if self.shares is None else self.shares.clone()
         )  # DistributedDataParallel writes to buffers before a backward
         tensors = (ids, self.context_mean, self.context_log_std, shares, self.weight, self.bias)
-        return normalize(x, partial(mix, eps=self.eps, eps_outside=self.eps_outside), *tensors, sees="nothing", mask=mask).y
+        return normalize(
+            x, partial(mix, eps=self.eps, eps_outside=self.eps_outside), *tensors, sees="nothing", mask=mask, act=self.bend
+        ).y
 
     def example_inputs(self, x: Tensor) -> dict[str, Tensor]:
         return {"context": torch.arange(x.shape[0], device=x.device) % self.num_contexts}
@@ -160,7 +162,14 @@ class ContextNorm(RunningNormalizer):
             own["prior"] = self.prior
         if self.stats == "batch":
             return {**own, **super().options()}
-        return {**own, "initial": self.initial, "eps_outside": self.eps_outside, "eps": self.eps, "affine": self.affine}
+        return {
+            **own,
+            "initial": self.initial,
+            "eps_outside": self.eps_outside,
+            "eps": self.eps,
+            "affine": self.affine,
+            **self.own_activation(),
+        }
 
 
 def _refuse(stats: str, given: dict[str, Any]) -> None:

@@ -39,10 +39,11 @@ class DynamicTanh(Normalizer):
         *,
         init_alpha: float = 0.5,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=None, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps=None, affine=affine, act=act, device=device, dtype=dtype)
         if not init_alpha > 0:
             raise OptionError(f"DynamicTanh expects init_alpha, a slope, above zero: got {init_alpha!r}; try init_alpha=0.5")
         self.init_alpha = init_alpha
@@ -62,7 +63,7 @@ class DynamicTanh(Normalizer):
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         y = pointwise(x if mask is None else torch.where(mask, x, 0), curve, self.alpha, self.weight, self.bias)
-        return y if mask is None else torch.where(mask, y, 0)
+        return self.activated(y if mask is None else torch.where(mask, y, 0))
 
     def options(self) -> dict[str, Any]:
-        return {"init_alpha": self.init_alpha, "affine": self.affine}
+        return {"init_alpha": self.init_alpha, "affine": self.affine, **self.own_activation()}

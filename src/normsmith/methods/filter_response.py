@@ -53,11 +53,12 @@ class FilterResponseNorm(Normalizer):
         learn_eps: bool = False,
         eps: float = 1e-6,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
         self.threshold = self.activates = threshold
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.learn_eps = learn_eps
         for key, wanted, shape in (("tau", threshold, (num_features,)), ("learned_eps", learn_eps, ())):
             empty = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
@@ -81,7 +82,7 @@ class FilterResponseNorm(Normalizer):
             )
         options = partial(mix, eps=self.eps)
         tensors = (self.weight, self.bias, self.learned_eps)
-        return normalize(x, options, *tensors, sees="cells", mask=mask, floor=self.tau).y
+        return normalize(x, options, *tensors, sees="cells", mask=mask, floor=self.tau, act=self.bend).y
 
     def options(self) -> dict[str, Any]:
         return {"threshold": self.threshold, "learn_eps": self.learn_eps, **super().options()}

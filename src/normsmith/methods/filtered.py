@@ -108,7 +108,9 @@ class FilteredNorm(RunningNormalizer):
         factor = gaussian_factor(self.threshold) if self.gaussian_correction else 1.0
         options = partial(mix, eps=self.eps, unbiased=self.unbiased == "both", factor=factor)
         within = self._within(x, mask)
-        result = normalize(x, options, self.weight, self.bias, sees="batch", within=within, mask=mask, world=self.world)
+        result = normalize(
+            x, options, self.weight, self.bias, sees="batch", within=within, mask=mask, world=self.world, act=self.bend
+        )
         assert result.batch is not None
         self.update(kept(result.batch, False, factor))
         return result.y

@@ -53,10 +53,11 @@ class FilteredGroupNorm(Normalizer):
         filter_in_eval: bool = True,
         eps: float = 1e-5,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.num_groups = choose_groups(num_features, num_groups, type(self).__name__)
         check_threshold(type(self).__name__, threshold)
         self.threshold = threshold
@@ -70,7 +71,7 @@ class FilteredGroupNorm(Normalizer):
         filters = (self.training or self.filter_in_eval) and elements > self.threshold**2 + 1
         within = self._within(x, mask) if filters else None
         options = partial(mix, num_groups=self.num_groups, eps=self.eps)
-        return normalize(x, options, self.weight, self.bias, sees="cells", within=within, mask=mask).y
+        return normalize(x, options, self.weight, self.bias, sees="cells", within=within, mask=mask, act=self.bend).y
 
     def _within(self, x: Tensor, mask: Tensor | None) -> Bounds:
         """The bounds of each group, spread over its channels."""

@@ -44,7 +44,7 @@ class FrozenNorm(RunningNormalizer):
         if self.uses_running_stats or self.falls_back(x, x.numel() // self.num_features, "channel", CURE):
             return self.by_running(x, mask)
         options = partial(mix, eps=self.eps)  # thawed: batch norm
-        result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world)
+        result = normalize(x, options, self.weight, self.bias, sees="batch", mask=mask, world=self.world, act=self.bend)
         assert result.batch is not None
         self.update(result.batch)
         return result.y

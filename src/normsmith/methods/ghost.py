@@ -62,7 +62,7 @@ class GhostNorm(RunningNormalizer):
             return self.by_running(x, mask)
         options = partial(mix, batch_size=self.batch_size, eps=self.eps)
         sees: Sees = "batch" if 0 < x.shape[0] <= self.batch_size else "cells"
-        result = normalize(x, options, self.weight, self.bias, sees=sees, mask=mask)
+        result = normalize(x, options, self.weight, self.bias, sees=sees, mask=mask, act=self.bend)
         self._update_by(result.cells, result.batch)
         return result.y
 

@@ -61,22 +61,25 @@ class GroupNorm(Normalizer):
         num_groups: int | Literal["auto"] = "auto",
         eps: float = 1e-5,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         self.num_groups = choose_groups(num_features, num_groups)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         self.warn_if_single(math.prod(x.shape[1:]) // self.num_groups, "group", "use fewer groups")
-        if mask is None and prefer_torch("group", x):
-            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        if mask is None and prefer_torch("group", x, activated=self.bend is not None):
+            return self.activated(group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
         options = partial(mix, num_groups=self.num_groups, eps=self.eps)
-        return normalize(x, options, self.weight, self.bias, sees="cells", mask=mask).y
+        return normalize(x, options, self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
 
-    def torch_twin(self, spatial_dims: int = 2) -> nn.Module:
+    def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
+        if self.bend is not None:
+            return None
         return nn.GroupNorm(self.num_groups, self.num_features, eps=self.eps, affine=self.affine)
 
     def options(self) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class IBN(RunningNormalizer):
             sees="both" if half and sees_batch else "batch" if sees_batch else "cells" if half else "nothing",
             mask=mask,
             world=self.world,
+            act=self.bend,
         )
         if result.batch is not None:
             self.update(result.batch.map(lambda t: t[:, half:]))

@@ -47,10 +47,10 @@ class InstanceNorm(RunningNormalizer):
         mask = self.check_mask(x, mask, lengths)
         if self.uses_running_stats or self.falls_back(x, math.prod(x.shape[2:]), "sample and channel", CURE):
             return self.by_running(x, mask)
-        if mask is None and self.running_mean is None and prefer_torch("instance", x):
+        if mask is None and self.running_mean is None and prefer_torch("instance", x, activated=self.bend is not None):
             # One channel per group: the same numbers as F.instance_norm, which is slower and loses the memory format.
-            return group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask)
+            return self.activated(group_norm(x, self.num_features, self.weight, self.bias, self.eps))
+        result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend)
         if self.running_mean is not None:
             assert result.cells is not None
             self._update_by(result.cells)

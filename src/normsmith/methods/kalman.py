@@ -134,7 +134,9 @@ class KalmanNorm(RunningNormalizer):
             return self.by_running(x, mask)
         options = partial(mix, eps=self.eps)
         if not self._before and not self.slot.wanted:
-            result = normalize(x, options, None, None, self.weight, self.bias, sees="batch", mask=mask, world=self.world)
+            result = normalize(
+                x, options, None, None, self.weight, self.bias, sees="batch", mask=mask, world=self.world, act=self.bend
+            )
             assert result.batch is not None
             self.update(result.batch)
             return result.y
@@ -144,7 +146,7 @@ class KalmanNorm(RunningNormalizer):
         self.slot.put(State(mean, var, self.weight, self.bias))
         own = (mean, var) if self.covariance == "diagonal" else (mean.view(1, -1), var.diagonal().view(1, -1))
         self.update(Moments(*own, count).detach())
-        return normalize(x, options, *own, self.weight, self.bias, sees="nothing", mask=mask).y
+        return normalize(x, options, *own, self.weight, self.bias, sees="nothing", mask=mask, act=self.bend).y
 
     def _observed(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
         """Mean, variance and count of the batch, of all ranks' if synchronised."""

@@ -70,10 +70,11 @@ class KalmanGroupNorm(Normalizer):
         detach_state: bool = False,
         eps: float = 1e-5,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, act=act, device=device, dtype=dtype)
         name = type(self).__name__
         if not 0 < gain < 1:
             raise OptionError(
@@ -108,7 +109,7 @@ class KalmanGroupNorm(Normalizer):
         self.warn_if_single(math.prod(x.shape[1:]) // self.num_groups, "group", "use fewer groups")
         options = partial(mix, num_groups=self.num_groups, eps=self.eps)
         if not self._before and not self.slot.wanted:
-            return normalize(x, options, None, None, self.weight, self.bias, sees="cells", mask=mask).y
+            return normalize(x, options, None, None, self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
         cells, _ = measure(x, sees="cells", mask=mask)
         assert cells is not None
         each = self.num_features // self.num_groups
@@ -120,7 +121,7 @@ class KalmanGroupNorm(Normalizer):
             mean, var = self.filter.correct(prior, (mean, var), self.max_ratio)
         self.slot.put(State(mean, var, self.weight, self.bias))
         spread = (t.repeat_interleave(each, 1) for t in (mean, var))
-        return normalize(x, options, *spread, self.weight, self.bias, sees="nothing", mask=mask).y
+        return normalize(x, options, *spread, self.weight, self.bias, sees="nothing", mask=mask, act=self.bend).y
 
     def options(self) -> dict[str, Any]:
         return {

@@ -46,23 +46,26 @@ class LayerNorm(Normalizer):
         eps: float = 1e-5,
         affine: bool = True,
         bias: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, bias=bias, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, bias=bias, act=act, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         if isinstance(self.num_features, tuple):
             self.warn_if_single(math.prod(self.num_features), "sample", "normalize over more dimensions")
-            return F.layer_norm(x, self.num_features, self.weight, self.bias, self.eps)
+            return self.activated(F.layer_norm(x, self.num_features, self.weight, self.bias, self.eps))
         self.warn_if_single(math.prod(x.shape[1:]), "sample", "normalize inputs of more channels or positions")
-        if mask is None and prefer_torch("layer", x):
-            return group_norm(x, 1, self.weight, self.bias, self.eps)
-        return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask).y
+        if mask is None and prefer_torch("layer", x, activated=self.bend is not None):
+            return self.activated(group_norm(x, 1, self.weight, self.bias, self.eps))
+        return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
+        if self.bend is not None:
+            return None
         if isinstance(self.num_features, tuple):
             has_bias = self.bias is not None or not self.affine
             return nn.LayerNorm(self.num_features, eps=self.eps, elementwise_affine=self.affine, bias=has_bias)

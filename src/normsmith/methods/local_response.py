@@ -37,10 +37,11 @@ class LocalResponseNorm(Normalizer):
         alpha: float = 1e-4,
         beta: float = 0.75,
         k: float = 1.0,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=None, affine=False, device=device, dtype=dtype)
+        super().__init__(num_features, eps=None, affine=False, act=act, device=device, dtype=dtype)
         if type(size) is not int or size < 1:
             raise OptionError(f"LocalResponseNorm expects size, a number of channels, as a positive integer: got {size!r}")
         if not k > 0 or not alpha >= 0:
@@ -58,10 +59,12 @@ class LocalResponseNorm(Normalizer):
         with without_autocast(x):
             wide = kept.float() if x.dtype in (torch.float16, torch.bfloat16) else kept
             wide = wide if x.dim() > 2 else wide.unsqueeze(2)
-            return F.local_response_norm(wide, self.size, self.alpha, self.beta, self.k).to(x.dtype).view_as(x)
+            y = F.local_response_norm(wide, self.size, self.alpha, self.beta, self.k).to(x.dtype).view_as(x)
+        return self.activated(y)
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
-        return nn.LocalResponseNorm(self.size, self.alpha, self.beta, self.k) if spatial_dims > 0 else None
+        plain = spatial_dims > 0 and self.bend is None
+        return nn.LocalResponseNorm(self.size, self.alpha, self.beta, self.k) if plain else None
 
     def options(self) -> dict[str, Any]:
-        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k}
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k, **self.own_activation()}

@@ -135,7 +135,7 @@ class MixtureNorm(ComponentNormalizer):
         if not constant:
             assert result.batch is not None
             self._take(x, mask, fitted, result.batch)
-        return result.y
+        return self.activated(result.y)
 
     @property
     def _joint(self) -> bool:

@@ -106,7 +106,9 @@ class ModeNorm(ComponentNormalizer):
             merged = row.map(lambda t: t.view(self.components, -1))
             mean, var = merged.mean, merged.var
         gate = (self.gate_weight, self.gate_bias)
-        result = normalize(x, partial(mix, eps=self.eps), *gate, mean, var, self.weight, self.bias, sees="cells", mask=mask)
+        result = normalize(
+            x, partial(mix, eps=self.eps), *gate, mean, var, self.weight, self.bias, sees="cells", mask=mask, act=self.bend
+        )
         if not constant:
             assert result.cells is not None
             with torch.no_grad():

@@ -84,6 +84,7 @@ class NoisyNorm(RunningNormalizer):
         noise = self._draw(x) if self.training else (None, None)
         running = self.constants() if self.uses_running_stats or single else (None, None)
         in_mix = noise if self.per == "cell" else (None, None)
+        last = noise[0] is None or self.per == "cell"
         result = normalize(
             x,
             partial(mix, eps=self.eps),
@@ -94,14 +95,15 @@ class NoisyNorm(RunningNormalizer):
             sees="nothing" if running[0] is not None else "batch",
             mask=mask,
             world=self.world,
+            act=self.bend if last else None,
         )
         if result.batch is not None:
             self.update(result.batch)
         mean, std = noise
-        if mean is None or std is None or self.per == "cell":
+        if last or mean is None or std is None:
             return result.y
         shaken = result.y * std + mean
-        return (shaken if mask is None else torch.where(mask, shaken, 0)).to(x.dtype)
+        return self.activated((shaken if mask is None else torch.where(mask, shaken, 0)).to(x.dtype))
 
     def _draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What to add and what to multiply with, for each element or cell."""

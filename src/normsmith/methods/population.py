@@ -96,7 +96,7 @@ class PopulationNorm(RunningNormalizer):
             self._watch(x, mask, batch.detach())
         weight = self._watched.expand(self.weight, x) if self.fisher == "empirical" else self.weight
         options = partial(mix, eps=self.eps)
-        return normalize(x, options, mean, var, weight, self.bias, sees="nothing", mask=mask).y
+        return normalize(x, options, mean, var, weight, self.bias, sees="nothing", mask=mask, act=self.bend).y
 
     def _population(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """The averages, or the batch itself while warming up."""

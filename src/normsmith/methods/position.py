@@ -54,10 +54,11 @@ class PositionNorm(Normalizer):
         centered: bool = True,
         eps: float = 1e-5,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, bias=centered, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, bias=centered, act=act, device=device, dtype=dtype)
         self.centered = centered
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -66,13 +67,14 @@ class PositionNorm(Normalizer):
         if self.centered:
             self.warn_if_single(self.num_features, "position", "normalize with InstanceNorm")
         if mask is None and prefer_torch("position" if self.centered else "position_rms", x):
-            return self._by_torch(x)
+            return self.activated(self._by_torch(x))
         options = partial(mix, eps=self.eps, centered=self.centered)
         places = None if mask is None else cut(mask).transpose(1, 2)
-        y = normalize(cut(x).transpose(1, 2), options, sees="cells", mask=places).y.transpose(1, 2).view(x.shape)
+        last = self.bend if self.weight is None else None
+        y = normalize(cut(x).transpose(1, 2), options, sees="cells", mask=places, act=last).y.transpose(1, 2).view(x.shape)
         if self.weight is None:
             return y
-        return normalize(y, per_channel, self.weight, self.bias, sees="nothing", mask=mask).y
+        return normalize(y, per_channel, self.weight, self.bias, sees="nothing", mask=mask, act=self.bend).y
 
     def _by_torch(self, x: Tensor) -> Tensor:
         """torch's layer norm, on x with its channels last: a view if they are adjacent, else a copy there and back."""
@@ -94,10 +96,10 @@ class PositionNorm(Normalizer):
         return cells.mean.view(shape), (cells.var + self.eps).sqrt().view(shape)
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
-        if spatial_dims > 0:
+        if spatial_dims > 0 or self.bend is not None:
             return None
         kind = nn.LayerNorm if self.centered else nn.RMSNorm
         return kind(self.num_features, eps=self.eps, elementwise_affine=self.affine)
 
     def options(self) -> dict[str, Any]:
-        return {"centered": self.centered, "eps": self.eps, "affine": self.affine}
+        return {"centered": self.centered, "eps": self.eps, "affine": self.affine, **self.own_activation()}

@@ -81,7 +81,7 @@ class BatchRenorm(RunningNormalizer):
             return self.by_running(x, mask)
         options = partial(mix, r_max=self.r_max, d_max=self.d_max, eps=self.eps)
         tensors = (*self.constants(), self.weight, self.bias)
-        result = normalize(x, options, *tensors, sees="batch", mask=mask, world=self.world)
+        result = normalize(x, options, *tensors, sees="batch", mask=mask, world=self.world, act=self.bend)
         assert result.batch is not None
         self.update(result.batch)
         return result.y

@@ -41,27 +41,32 @@ class RMSNorm(Normalizer):
         *,
         eps: float | None = None,
         affine: bool = True,
+        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine, bias=False, device=device, dtype=dtype)
+        super().__init__(num_features, eps=eps, affine=affine, bias=False, act=act, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         if isinstance(self.num_features, tuple):
-            return F.rms_norm(x, self.num_features, self.weight, self.eps)
-        if mask is None and prefer_torch("rms", x) and (self.weight is None or self.weight.dtype == x.dtype):
+            return self.activated(F.rms_norm(x, self.num_features, self.weight, self.eps))
+        if (
+            mask is None
+            and prefer_torch("rms", x, activated=self.bend is not None)
+            and (self.weight is None or self.weight.dtype == x.dtype)
+        ):
             y = F.rms_norm(x, x.shape[1:], None, self.eps)
-            return y if self.weight is None else y * self.weight.view(-1, *[1] * (x.dim() - 2))
+            return self.activated(y if self.weight is None else y * self.weight.view(-1, *[1] * (x.dim() - 2)))
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        return normalize(x, partial(mix, eps=eps), self.weight, sees="cells", mask=mask).y
+        return normalize(x, partial(mix, eps=eps), self.weight, sees="cells", mask=mask, act=self.bend).y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
-        if spatial_dims > 0 and isinstance(self.num_features, int):
+        if self.bend is not None or (spatial_dims > 0 and isinstance(self.num_features, int)):
             return None
         sizes = list(self.num_features) if isinstance(self.num_features, tuple) else self.num_features
         return nn.RMSNorm(sizes, eps=self.eps, elementwise_affine=self.affine)
 
     def options(self) -> dict[str, object]:
-        return {"eps": self.eps, "affine": self.affine}
+        return {"eps": self.eps, "affine": self.affine, **self.own_activation()}

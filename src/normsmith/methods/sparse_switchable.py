@@ -87,7 +87,7 @@ class SparseSwitchableNorm(RunningNormalizer):
         sees: Sees = "both" if self.use_batch and running[0] is None else "cells"
         options = partial(mix, parts=self.parts, eps=self.eps)
         tensors = (*self.weights(), *running, self.weight, self.bias)
-        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=self.world)
+        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=self.world, act=self.bend)
         if result.batch is not None and (x.numel() != self.num_features or self.process_group is not None):
             self.update(result.batch)
         return result.y

@@ -115,7 +115,7 @@ class SwitchableNorm(RunningNormalizer):
         world, inner = (None, self.world) if self.unbiased else (self.world, None)
         options = partial(mix, parts=self.parts, unbiased=self.unbiased, world=inner, eps=self.eps)
         tensors = (*self.weights(), *running, self.weight, self.bias)
-        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=world)
+        result = normalize(x, options, *tensors, sees=sees, mask=mask, world=world, act=self.bend)
         if result.batch is not None and (x.numel() != self.num_features or self.process_group is not None):
             assert result.cells is not None
             batch = _unbiased_batch(corrected(result.cells), self.parts, inner) if self.unbiased else result.batch

@@ -120,7 +120,7 @@ class SwitchableWhitening(WhiteningNormalizer):
         result = whiten_by(x, self.mix(), *tensors, groups=self.groups, sees=sees, mask=mask, world=self.world)
         if result.batch is not None and not alone:
             self.update(result.batch)
-        return result.y
+        return self.activated(result.y)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """The proportions of the means and of the covariances."""

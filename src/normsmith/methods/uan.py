@@ -137,7 +137,7 @@ class UAN(ComponentNormalizer):
             assert result.batch is not None
             self.update(result.batch)
             self._match(result.batch)
-        return result.y
+        return self.activated(result.y)
 
     @torch.no_grad()
     def _match(self, batch: Moments) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normsmith.methods._base import Normalizer
+
 # How far apart, in units of their size, two results of one computation in another order may be.
 ROUNDING = {torch.float64: 1e-10, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # float32: TF32 included
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
@@ -27,8 +29,9 @@ def meddled(module: nn.Module) -> str:
 
 
 def rest_of(norm: nn.Module) -> nn.Module:
-    """What stays where a norm was: nothing, or the drop and activation that classes like timm's BatchNormAct2d hold inside."""
-    inner = [norm._modules.get(key) for key in ("drop", "act")]
+    """What stays where a norm was: nothing, its own `act`, or the drop and activation that classes like timm's BatchNormAct2d hold."""
+    own = norm.bend.module() if isinstance(norm, Normalizer) and norm.bend is not None else None
+    inner = [own, *(norm._modules.get(key) for key in ("drop", "act"))]
     found = [module for module in inner if module is not None and not isinstance(module, nn.Identity)]
     return found[0] if len(found) == 1 else nn.Sequential(*found) if found else nn.Identity()
 

@@ -23,9 +23,12 @@ def recognise(module: nn.Module) -> Source | None:
     kind: Any = parametrize.type_before_parametrizations(module)
     if isinstance(module, Adapted):
         inner = recognise(module.norm)
-        return inner and replace(
-            inner, channels_last=module.channels_last or inner.channels_last, drop=module.drop, act=module.act
-        )
+        if inner is None:
+            return None
+        if inner.act is not None and (module.drop is not None or module.act is not None):
+            raise NotUnderstoodError("its norm goes through an activation of its own before what stands behind it")
+        act = module.act if inner.act is None else inner.act
+        return replace(inner, channels_last=module.channels_last or inner.channels_last, drop=module.drop, act=act)
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() and hasattr(module, "num_features"):
         raise NotUnderstoodError("its number of channels is not known before the model has run; run it once on a batch")
     if isinstance(module, StepBatchNorm):
@@ -45,10 +48,10 @@ def _ours(module: nn.Module, kind: type[nn.Module]) -> Source:
     if _needs_more(kind):
         raise NotUnderstoodError(f"{kind.__name__} takes a second input, which no other layer would")
     assert isinstance(module, Normalizer)
-    size = module.num_features
-    if isinstance(size, tuple) and len(size) == 1:  # trailing channels
-        return Source(entry.name, size[0], module.options(), tensors(module), channels_last=True)
-    return Source(entry.name, size, module.options(), tensors(module))
+    size, last = module.num_features, isinstance(module.num_features, tuple) and len(module.num_features) == 1
+    options = {key: value for key, value in module.options().items() if key != "act"}
+    act = None if module.bend is None else module.bend.module()
+    return Source(entry.name, size[0] if last else size, options, tensors(module), channels_last=last, act=act)  # type: ignore[index]
 
 
 def _steps(module: StepBatchNorm) -> Source:

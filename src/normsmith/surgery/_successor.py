@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normsmith.activation import Activation
 from normsmith.errors import NormsmithError, OptionError
 from normsmith.methods._base import Normalizer
 from normsmith.methods._running import BUFFERS, RunningNormalizer
@@ -76,15 +77,18 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
     if kept and not any(kept):  # what was kept from training stays so as a whole
         norm.requires_grad_(False)
     norm.train(old.training)
-    plain = (source.channels_last and not trailing, source.drop, source.act)
-    layer = Adapted(norm, channels_last=plain[0], drop=plain[1], act=plain[2]) if any(plain) else norm
+    replaced = isinstance(norm, Normalizer) and norm.bend is not None  # by one that the target names
+    act = None if replaced or _takes_activation(norm, source) else source.act
+    plain = (source.channels_last and not trailing, source.drop, act)
+    layer = Adapted(norm, channels_last=plain[0], drop=plain[1], act=act) if any(plain) else norm
     layer.training = old.training
     hooks = [key for key in HOOKS if getattr(old, key)]
     for key in hooks:
         setattr(layer, key, getattr(old, key))  # the same dictionary: a handle's remove() works on both
     layer._is_full_backward_hook = old._is_full_backward_hook
     lost = {key: value for key, value in _options_of_note(source).items() if not _has_option(norm, key, value)}
-    extra = [name for name, there in (("dropout", source.drop), ("activation", source.act), ("hooks", hooks)) if there]
+    there = {"dropout": source.drop, "activation": None if replaced else source.act, "hooks": hooks}
+    extra = [name for name, value in there.items() if value]
     held = [key for key, t in (*norm._parameters.items(), *norm._buffers.items()) if t is not None]
     return Successor(
         layer,
@@ -93,6 +97,7 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
         dropped=(
             *(key for key in source.tensors if key not in got),
             *(f"{key}={value}" for key, value in lost.items()),
+            *(("activation",) if replaced and source.act is not None else ()),
             *source.beyond,
         ),
         fresh=(
@@ -100,6 +105,18 @@ def succeed(old: nn.Module, source: Source, target: Target, near: Tensor | None)
             *([] if condition is None else [f"a {condition} that ns.conditioned gives"]),
         ),
     )
+
+
+def _takes_activation(norm: nn.Module, source: Source) -> bool:
+    """Make the source's activation a part of the new layer, if it is one that a layer of ours can have, and nothing stands between."""
+    act = Activation.of(source.act)
+    if act is None or source.drop is not None or not isinstance(norm, Normalizer) or norm.activates:
+        return False
+    assert source.act is not None
+    if any(getattr(source.act, key) for key in HOOKS) or "forward" in source.act.__dict__:
+        return False
+    norm.end_in(act)
+    return True
 
 
 def _wanted(source: Source, target: Target) -> dict[str, Any]:

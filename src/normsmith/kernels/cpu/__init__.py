@@ -2,6 +2,7 @@
 
     memory.py    addresses instead of arrays
     rows.py, columns.py, merge.py    the loops, sequential, one file a layout
+    bend.py      activations, for both
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops

@@ -3,12 +3,13 @@
 A sample's S positions are cut into `parts` runs of a few thousand at most. Each function treats the runs `begin` to `end` of the
 N*parts, in order, on one core; `parallel.py` hands out the ranges. What a cell reads besides x (`center`, `low`, ...) lies at
 n*step + c: step is C, or 0 where all samples share it. Without bounds `low` is None, and
-`floor` without a floor. Sums are float64, C a run; `merge.py` brings the
+`kind` without an activation: see `bend.py`. Sums are float64, C a run; `merge.py` brings the
 runs together.
 """
 
 import numpy as np
 
+from normsmith.kernels.cpu.bend import bent, through
 from normsmith.kernels.cpu.memory import cast, fill, sequential, view
 
 BLOCK = 128  # positions summed in their own type before they go into the float64 sums
@@ -138,127 +139,104 @@ def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean
 
 
 @sequential
-def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, begin, end):
-    """y = (x - center) * scale + bias, raised to the floor where there is one."""
+def affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, kind, level, step, begin, end):
+    """y = (x - center) * scale + bias, bent where there is an activation."""
     for run in range(begin, end):
         n, part = run // parts, run % parts
         m, k = view(center, zero, n * step, channels), view(scale, zero, n * step, channels)
         b = view(bias, zero, n * step, channels)
         for s in range(size * part // parts, size * (part + 1) // parts):
             source, target = view(x, zero, n * xn + s * xs, channels), view(y, zero, n * yn + s * ys, channels)
-            if floor is None:
+            if kind is None:
                 for c in range(channels):
                     target[c] = (source[c] - m[c]) * k[c] + b[c]
             else:
-                f = view(floor, zero, n * step, channels)
+                v = view(level, zero, n * step, channels)
                 for c in range(channels):
-                    value = (source[c] - m[c]) * k[c] + b[c]
-                    target[c] = f[c] if value < f[c] else value
+                    target[c] = bent(kind, (source[c] - m[c]) * k[c] + b[c], v[c], zero)
 
 
 @sequential
-def grad_sums(zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, begin, end):
-    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds."""
-    first, second = np.full(channels, zero), np.full(channels, zero)
+def grad_sums(
+    zero,
+    g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, scale, bias, kind, level, step, total, product, below, begin, end
+):  # fmt: skip
+    """The sums of dy and of dy * (x - center) over every channel of every run, between the cell's bounds.
+
+    With an activation dy is what reaches its input; `below`, unless None, is the sum of what does not.
+    """
+    first, second, third = np.full(channels, zero), np.full(channels, zero), np.full(channels, zero)
     for run in range(begin, end):
         n, part = run // parts, run % parts
         totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
         fill(totals, 0.0)
         fill(products, 0.0)
-        middle = view(center, zero, n * step, channels)
+        if below is not None:
+            belows = view(below, WIDE, run * channels, channels)
+            fill(belows, 0.0)
+        m = view(center, zero, n * step, channels)
         stop = size * (part + 1) // parts
         for start in range(size * part // parts, stop, BLOCK):
             # One position at a time: eight at once, as in `_sums`, are too many streams where both tensors come from memory.
             for s in range(start, min(start + BLOCK, stop)):
                 grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
-                if low is None:
+                if kind is not None:
+                    k, b = view(scale, zero, n * step, channels), view(bias, zero, n * step, channels)
+                    v = view(level, zero, n * step, channels)
+                    for c in range(channels):
+                        kept = through(kind, grad[c], (row[c] - m[c]) * k[c] + b[c], v[c], zero)
+                        first[c] += kept
+                        second[c] += kept * (row[c] - m[c])
+                        if below is not None:
+                            third[c] += grad[c] - kept
+                elif low is None:
                     for c in range(channels):
                         first[c] += grad[c]
-                        second[c] += grad[c] * (row[c] - middle[c])
+                        second[c] += grad[c] * (row[c] - m[c])
                 else:
                     lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
                     for c in range(channels):
                         inside = lower[c] < row[c] and row[c] < upper[c]
                         first[c] += grad[c] if inside else zero
-                        second[c] += grad[c] * (row[c] - middle[c]) if inside else zero
+                        second[c] += grad[c] * (row[c] - m[c]) if inside else zero
             _flush(first, totals, zero)
             _flush(second, products, zero)
-
-
-@sequential
-def grad_sums_above(
-    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below, begin, end
-):
-    """The same sums over the elements whose y is above the floor, and the sum of dy over the others."""
-    first, second, third = np.full(channels, zero), np.full(channels, zero), np.full(channels, zero)
-    for run in range(begin, end):
-        n, part = run // parts, run % parts
-        totals, products = view(total, WIDE, run * channels, channels), view(product, WIDE, run * channels, channels)
-        belows = view(below, WIDE, run * channels, channels)
-        fill(totals, 0.0)
-        fill(products, 0.0)
-        fill(belows, 0.0)
-        m, k = view(center, zero, n * step, channels), view(scale, zero, n * step, channels)
-        b, f = view(bias, zero, n * step, channels), view(floor, zero, n * step, channels)
-        stop = size * (part + 1) // parts
-        for start in range(size * part // parts, stop, BLOCK):
-            for s in range(start, min(start + BLOCK, stop)):
-                grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
-                for c in range(channels):
-                    above = (row[c] - m[c]) * k[c] + b[c] > f[c]
-                    first[c] += grad[c] if above else zero
-                    second[c] += grad[c] * (row[c] - m[c]) if above else zero
-                    third[c] += zero if above else grad[c]
-            _flush(first, totals, zero)
-            _flush(second, products, zero)
-            _flush(third, belows, zero)
+            if below is not None:
+                _flush(third, belows, zero)
 
 
 @sequential
 def grad_input(
-    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step, begin, end
-):
-    """dx = dy * scale + ((x - pivot) * slope + offset), the bracket only for elements strictly between the bounds."""
+    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center, bias, kind, level, step,
+    begin, end
+):  # fmt: skip
+    """dx = dy * scale + ((x - pivot) * slope + offset), the bracket only for elements strictly between the bounds.
+
+    With an activation dy is what reaches its input.
+    """
     for run in range(begin, end):
         n, part = run // parts, run % parts
         k, a = view(scale, zero, n * step, channels), view(slope, zero, n * step, channels)
         p, o = view(pivot, zero, n * step, channels), view(offset, zero, n * step, channels)
         if low is not None:
             lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
+        if kind is not None:
+            m, b = view(center, zero, n * step, channels), view(bias, zero, n * step, channels)
+            v = view(level, zero, n * step, channels)
         for s in range(size * part // parts, size * (part + 1) // parts):
             grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
             target = view(d, zero, n * dn + s * ds, channels)
-            if low is None:
+            if kind is not None:
+                for c in range(channels):
+                    kept = through(kind, grad[c], (row[c] - m[c]) * k[c] + b[c], v[c], zero) * k[c]
+                    if low is None:
+                        target[c] = kept + ((row[c] - p[c]) * a[c] + o[c])
+                    else:
+                        target[c] = kept + ((row[c] - p[c]) * a[c] + o[c] if lower[c] < row[c] and row[c] < upper[c] else zero)
+            elif low is None:
                 for c in range(channels):
                     target[c] = grad[c] * k[c] + ((row[c] - p[c]) * a[c] + o[c])
             else:
                 for c in range(channels):
                     moved = (row[c] - p[c]) * a[c] + o[c] if lower[c] < row[c] and row[c] < upper[c] else zero
                     target[c] = grad[c] * k[c] + moved
-
-
-@sequential
-def grad_input_above(
-    zero,
-    g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center, bias, floor, step, begin, end
-):  # fmt: skip
-    """The same with dy only for elements whose y is above the floor."""
-    for run in range(begin, end):
-        n, part = run // parts, run % parts
-        k, a = view(scale, zero, n * step, channels), view(slope, zero, n * step, channels)
-        p, o = view(pivot, zero, n * step, channels), view(offset, zero, n * step, channels)
-        m, b = view(center, zero, n * step, channels), view(bias, zero, n * step, channels)
-        f = view(floor, zero, n * step, channels)
-        if low is not None:
-            lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
-        for s in range(size * part // parts, size * (part + 1) // parts):
-            grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
-            target = view(d, zero, n * dn + s * ds, channels)
-            if low is None:
-                for c in range(channels):
-                    kept = grad[c] * k[c] if (row[c] - m[c]) * k[c] + b[c] > f[c] else zero
-                    target[c] = kept + ((row[c] - p[c]) * a[c] + o[c])
-            else:
-                for c in range(channels):
-                    kept = grad[c] * k[c] if (row[c] - m[c]) * k[c] + b[c] > f[c] else zero
-                    target[c] = kept + ((row[c] - p[c]) * a[c] + o[c] if lower[c] < row[c] and row[c] < upper[c] else zero)

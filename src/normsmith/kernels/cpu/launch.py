@@ -12,8 +12,9 @@ from torch import Tensor
 from normsmith import derivatives
 from normsmith.cells import layout
 from normsmith.derivatives import Weighed
-from normsmith.kernels import Bounds, Floor, Sums, reference
+from normsmith.kernels import Bend, Bent, Bounds, Sums, reference
 from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
+from normsmith.kernels.cpu.bend import KINDS
 from normsmith.moments import Moments, Pooled
 
 RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
@@ -136,38 +137,41 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     return Pooled(mean, var, positions * (samples if shared else 1) if within is None else count)
 
 
-def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
+def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor:
     x, by_rows = _laid_out(x)
-    values = (center, scale, bias) if floor is None else (center, scale, bias, floor)
-    statistics, step = _statistics(x, *values)
+    statistics, step = _statistics(x, center, scale, bias, *(() if bend is None else (bend.level,)))
+    found = _addresses(statistics)
+    activation = (None, None) if bend is None else (KINDS[bend.kind], found[3])
     y = torch.empty_like(x)
     where = (*_place(x, by_rows), *_place(y, by_rows), *_sizes(x, by_rows))
-    _run("affine", by_rows, x, *where, *_addresses(statistics), *(() if floor is not None else (None,)), step)
+    _run("affine", by_rows, x, *where, *found[:3], *activation, step)
     return y
 
 
 def cell_grad_sums(
-    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, floor: Floor | None = None
+    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, bent: Bent | None = None
 ) -> Sums:
     x, by_rows = _laid_out(x)
     dy = _like(dy, x)
     samples, channels, _ = x.shape
-    values = (center, *(floor[1:] if floor is not None else () if within is None else within))
-    statistics, step = _statistics(x, *values)
+    more = (bent.scale, bent.bias, bent.bend.level) if bent is not None else within or ()
+    statistics, step = _statistics(x, center, *more)
     if shared and not by_rows and step == 0 and _single_sample(dy).shape == _single_sample(x).shape:
         dy, x = _single_sample(dy), _single_sample(x)
-    partial, places = _partial(2 if floor is None else 3, x, by_rows)
+    raised = bent is not None and bent.bend.kind == "floor"
+    partial, places = _partial(3 if raised else 2, x, by_rows)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
-    rest = (None, None) if len(values) == 1 else ()
-    name = "grad_sums" if floor is None else "grad_sums_above"
-    _run(name, by_rows, x, *where, *_addresses(statistics), *rest, step, *places)
+    found = _addresses(statistics)
+    bounds = (None, None) if bent is not None or within is None else found[1:]
+    activation = (None,) * 4 if bent is None else (*found[1:3], KINDS[bent.bend.kind], found[3])
+    _run("grad_sums", by_rows, x, *where, found[0], *bounds, *activation, step, *places, *(() if raised else (None,)))
     outer = 1 if shared else samples
     if partial.shape[1] == outer:
         return Sums(*partial.to(x.dtype).unbind())
     sums = torch.empty((2, outer, channels), dtype=x.dtype, device=x.device)
     merge.merge_sums(ZEROS[x.dtype], outer, partial.shape[1] // outer, channels, *places[:2], *_layers(sums))
     total, product = sums.unbind()
-    return Sums(total, product, None if floor is None else partial[2].view(outer, -1, channels).sum(1).to(x.dtype))
+    return Sums(total, product, partial[2].view(outer, -1, channels).sum(1).to(x.dtype) if raised else None)
 
 
 def cell_grad_input(
@@ -178,19 +182,18 @@ def cell_grad_input(
     pivot: Tensor,
     offset: Tensor,
     within: Bounds | None = None,
-    floor: Floor | None = None,
+    bent: Bent | None = None,
 ) -> Tensor:
     x, by_rows = _laid_out(x)
     dy = _like(dy, x)
-    bounds = () if within is None else within
-    above = () if floor is None else (floor.center, floor.bias, floor.level)
-    statistics, step = _statistics(x, scale, slope, pivot, offset, *bounds, *above)
-    found: list[int | None] = [*_addresses(statistics)]
-    if within is None:
-        found[4:4] = [None, None]
+    more = () if bent is None else (bent.center, bent.bias, bent.bend.level)
+    statistics, step = _statistics(x, scale, slope, pivot, offset, *more, *(within or ()))
+    found = _addresses(statistics)
+    bounds = (None, None) if within is None else found[-2:]
+    activation = (None,) * 4 if bent is None else (*found[4:6], KINDS[bent.bend.kind], found[6])
     dx = torch.empty_like(x)
     where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
-    _run("grad_input" if floor is None else "grad_input_above", by_rows, x, *where, *found, step)
+    _run("grad_input", by_rows, x, *where, *found[:4], *bounds, *activation, step)
     return dx
 
 

@@ -18,51 +18,35 @@ def rows_moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, 
 
 
 @parallel
-def rows_affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, floor, step, cells, chunks):
+def rows_affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, kind, level, step, cells, chunks):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        rows.affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, floor, step, begin, end)
+        rows.affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, kind, level, step, begin, end)
 
 
 @parallel
-def rows_grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, step, total, product, cells, chunks):
-    for k in prange(chunks):
-        begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        rows.grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, step, total, product, begin, end)
-
-
-@parallel
-def rows_grad_sums_above(
-    zero, g, gn, gc, x, xn, xc, channels, size, center, scale, bias, floor, step, total, product, below, cells, chunks
+def rows_grad_sums(
+    zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, scale, bias, kind, level, step, total,
+    product, below, cells, chunks
 ):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        rows.grad_sums_above(
-            zero, g, gn, gc, x, xn, xc, channels, size, center, scale, bias, floor, step, total, product, below, begin, end
+        rows.grad_sums(
+            zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, scale, bias, kind, level, step, total,
+            product, below, begin, end
         )
 
 
 @parallel
 def rows_grad_input(
-    zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, step, cells, chunks
+    zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center,
+    bias, kind, level, step, cells, chunks
 ):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
         rows.grad_input(
-            zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, step, begin, end
-        )
-
-
-@parallel
-def rows_grad_input_above(
-    zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center, bias, floor, step,
-    cells, chunks
-):
-    for k in prange(chunks):
-        begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        rows.grad_input_above(
-            zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center, bias,
-            floor, step, begin, end
+            zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center,
+            bias, kind, level, step, begin, end
         )
 
 
@@ -74,59 +58,35 @@ def columns_moments(zero, x, xn, xs, channels, size, parts, low, high, step, cou
 
 
 @parallel
-def columns_affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, cells, chunks):
+def columns_affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, kind, level, step, cells, chunks):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        columns.affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, floor, step, begin, end)
+        columns.affine(zero, x, xn, xs, y, yn, ys, channels, size, parts, center, scale, bias, kind, level, step, begin, end)
 
 
 @parallel
 def columns_grad_sums(
-    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, cells, chunks
+    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, scale, bias, kind, level, step, total,
+    product, below, cells, chunks
 ):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
         columns.grad_sums(
-            zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, step, total, product, begin, end
-        )
-
-
-@parallel
-def columns_grad_sums_above(
-    zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below, cells,
-    chunks
-):
-    for k in prange(chunks):
-        begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        columns.grad_sums_above(
-            zero, g, gn, gs, x, xn, xs, channels, size, parts, center, scale, bias, floor, step, total, product, below,
-            begin, end
+            zero, g, gn, gs, x, xn, xs, channels, size, parts, center, low, high, scale, bias, kind, level, step, total,
+            product, below, begin, end
         )
 
 
 @parallel
 def columns_grad_input(
-    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step, cells,
-    chunks
+    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center,
+    bias, kind, level, step, cells, chunks
 ):
     for k in prange(chunks):
         begin, end = cells * k // chunks, cells * (k + 1) // chunks
         columns.grad_input(
-            zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, step,
-            begin, end
-        )
-
-
-@parallel
-def columns_grad_input_above(
-    zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center, bias,
-    floor, step, cells, chunks
-):
-    for k in prange(chunks):
-        begin, end = cells * k // chunks, cells * (k + 1) // chunks
-        columns.grad_input_above(
             zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, parts, scale, slope, pivot, offset, low, high, center,
-            bias, floor, step, begin, end
+            bias, kind, level, step, begin, end
         )
 
 

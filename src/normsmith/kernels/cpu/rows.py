@@ -2,12 +2,13 @@
 
 Each function treats the cells `begin` to `end` of the N*C, in order, on one core; `parallel.py` hands out the ranges. What a cell
 reads besides x (`center`, `low`, ...) lies at n*step + c: step is C, or 0 where all samples share it. Without bounds `low` is None, and
-`floor` without a floor.
+`kind` without an activation: see `bend.py`.
 Results that are sums (`count, mean, squares, total, ...`) are float64, one a cell.
 """
 
 import numpy as np
 
+from normsmith.kernels.cpu.bend import bent, through
 from normsmith.kernels.cpu.memory import cast, sequential, view
 
 BLOCK = 4096  # elements summed in their own type before they are merged in float64
@@ -115,39 +116,72 @@ def moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, 
 
 
 @sequential
-def affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, floor, step, begin, end):
-    """y = (x - center) * scale + bias, raised to the floor where there is one."""
+def affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, bias, kind, level, step, begin, end):
+    """y = (x - center) * scale + bias, bent where there is an activation."""
     for cell in range(begin, end):
         n, c = cell // channels, cell % channels
         at = n * step + c
         m, s, b = view(center, zero, at, 1)[0], view(scale, zero, at, 1)[0], view(bias, zero, at, 1)[0]
         source, target = view(x, zero, n * xn + c * xc, size), view(y, zero, n * yn + c * yc, size)
-        if floor is None:
+        if kind is None:
             for i in range(size):
                 target[i] = (source[i] - m) * s + b
         else:
-            f = view(floor, zero, at, 1)[0]
+            v = view(level, zero, at, 1)[0]
             for i in range(size):
-                value = (source[i] - m) * s + b
-                target[i] = f if value < f else value
+                target[i] = bent(kind, (source[i] - m) * s + b, v, zero)
 
 
 @sequential
-def grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, step, total, product, begin, end):
-    """The sums of dy and of dy * (x - center) over every cell, over the elements strictly between its bounds."""
+def grad_sums(
+    zero,
+    g,
+    gn,
+    gc,
+    x,
+    xn,
+    xc,
+    channels,
+    size,
+    center,
+    low,
+    high,
+    scale,
+    bias,
+    kind,
+    level,
+    step,
+    total,
+    product,
+    below,
+    begin,
+    end,
+):
+    """The sums of dy and of dy * (x - center) over every cell, over the elements strictly between its bounds.
+
+    With an activation dy is what reaches its input; `below`, unless None, is the sum of what does not.
+    """
     totals, products = view(total, WIDE, 0, end), view(product, WIDE, 0, end)
     for cell in range(begin, end):
         n, c = cell // channels, cell % channels
         at = n * step + c
         m = view(center, zero, at, 1)[0]
         grad, row = view(g, zero, n * gn + c * gc, size), view(x, zero, n * xn + c * xc, size)
-        sums = 0.0
-        sums_product = 0.0
+        sums, sums_product, sums_below = 0.0, 0.0, 0.0
         for start in range(0, size, BLOCK):
             grads, values = grad[start : start + BLOCK], row[start : start + BLOCK]
             first = zero
             second = zero
-            if low is None:
+            third = zero
+            if kind is not None:
+                k, b, v = view(scale, zero, at, 1)[0], view(bias, zero, at, 1)[0], view(level, zero, at, 1)[0]
+                for i in range(grads.size):
+                    kept = through(kind, grads[i], (values[i] - m) * k + b, v, zero)
+                    first += kept
+                    second += kept * (values[i] - m)
+                    if below is not None:
+                        third += grads[i] - kept
+            elif low is None:
                 for i in range(grads.size):
                     first += grads[i]
                     second += grads[i] * (values[i] - m)
@@ -159,42 +193,21 @@ def grad_sums(zero, g, gn, gc, x, xn, xc, channels, size, center, low, high, ste
                     second += grads[i] * (values[i] - m) if inside else zero
             sums += first
             sums_product += second
-        totals[cell] = sums
-        products[cell] = sums_product
-
-
-@sequential
-def grad_sums_above(
-    zero, g, gn, gc, x, xn, xc, channels, size, center, scale, bias, floor, step, total, product, below, begin, end
-):
-    """The same sums over the elements whose y is above the floor, and the sum of dy over the others."""
-    totals, products, belows = view(total, WIDE, 0, end), view(product, WIDE, 0, end), view(below, WIDE, 0, end)
-    for cell in range(begin, end):
-        n, c = cell // channels, cell % channels
-        at = n * step + c
-        m, k = view(center, zero, at, 1)[0], view(scale, zero, at, 1)[0]
-        b, f = view(bias, zero, at, 1)[0], view(floor, zero, at, 1)[0]
-        grad, row = view(g, zero, n * gn + c * gc, size), view(x, zero, n * xn + c * xc, size)
-        sums, sums_product, sums_below = 0.0, 0.0, 0.0
-        for start in range(0, size, BLOCK):
-            grads, values = grad[start : start + BLOCK], row[start : start + BLOCK]
-            first = zero
-            second = zero
-            third = zero
-            for i in range(grads.size):
-                above = (values[i] - m) * k + b > f
-                first += grads[i] if above else zero
-                second += grads[i] * (values[i] - m) if above else zero
-                third += zero if above else grads[i]
-            sums += first
-            sums_product += second
             sums_below += third
-        totals[cell], products[cell], belows[cell] = sums, sums_product, sums_below
+        totals[cell], products[cell] = sums, sums_product
+        if below is not None:
+            view(below, WIDE, cell, 1)[0] = sums_below
 
 
 @sequential
-def grad_input(zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, step, begin, end):
-    """dx = dy * scale + ((x - pivot) * slope + offset), the bracket only for elements strictly between the bounds."""
+def grad_input(
+    zero,
+    g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, low, high, center, bias, kind, level, step, begin, end
+):  # fmt: skip
+    """dx = dy * scale + ((x - pivot) * slope + offset), the bracket only for elements strictly between the bounds.
+
+    With an activation dy is what reaches its input.
+    """
     for cell in range(begin, end):
         n, c = cell // channels, cell % channels
         at = n * step + c
@@ -202,58 +215,20 @@ def grad_input(zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slo
         p, o = view(pivot, zero, at, 1)[0], view(offset, zero, at, 1)[0]
         grad, row = view(g, zero, n * gn + c * gc, size), view(x, zero, n * xn + c * xc, size)
         target = view(d, zero, n * dn + c * dc, size)
-        if low is None:
+        if low is not None:
+            lower, upper = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
+        if kind is not None:
+            m, b, v = view(center, zero, at, 1)[0], view(bias, zero, at, 1)[0], view(level, zero, at, 1)[0]
+            for i in range(size):
+                kept = through(kind, grad[i], (row[i] - m) * s + b, v, zero) * s
+                if low is None:
+                    target[i] = kept + ((row[i] - p) * k + o)
+                else:
+                    target[i] = kept + ((row[i] - p) * k + o if lower < row[i] and row[i] < upper else zero)
+        elif low is None:
             for i in range(size):
                 target[i] = grad[i] * s + ((row[i] - p) * k + o)
         else:
-            lower, upper = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
             for i in range(size):
                 moved = (row[i] - p) * k + o if lower < row[i] and row[i] < upper else zero
                 target[i] = grad[i] * s + moved
-
-
-@sequential
-def grad_input_above(
-    zero,
-    g,
-    gn,
-    gc,
-    x,
-    xn,
-    xc,
-    d,
-    dn,
-    dc,
-    channels,
-    size,
-    scale,
-    slope,
-    pivot,
-    offset,
-    low,
-    high,
-    center,
-    bias,
-    floor,
-    step,
-    begin,
-    end,
-):
-    """The same with dy only for elements whose y is above the floor."""
-    for cell in range(begin, end):
-        n, c = cell // channels, cell % channels
-        at = n * step + c
-        s, k = view(scale, zero, at, 1)[0], view(slope, zero, at, 1)[0]
-        p, o = view(pivot, zero, at, 1)[0], view(offset, zero, at, 1)[0]
-        m, b, f = view(center, zero, at, 1)[0], view(bias, zero, at, 1)[0], view(floor, zero, at, 1)[0]
-        grad, row = view(g, zero, n * gn + c * gc, size), view(x, zero, n * xn + c * xc, size)
-        target = view(d, zero, n * dn + c * dc, size)
-        if low is None:
-            for i in range(size):
-                kept = grad[i] * s if (row[i] - m) * s + b > f else zero
-                target[i] = kept + ((row[i] - p) * k + o)
-        else:
-            lower, upper = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
-            for i in range(size):
-                kept = grad[i] * s if (row[i] - m) * s + b > f else zero
-                target[i] = kept + ((row[i] - p) * k + o if lower < row[i] and row[i] < upper else zero)

@@ -1,6 +1,7 @@
 """From cut tensors to kernels: finds the layout, allocates, launches, merges."""
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from normsmith.cells import layout
-from normsmith.kernels import Bounds, Floor, Sums
+from normsmith.kernels import Bend, Bent, Bounds, Kind, Sums
 from normsmith.kernels.cuda import apply, reduce
 from normsmith.kernels.cuda.geometry import MERGED, Splits, Tiles, fold_cells, fold_samples, power
 from normsmith.kernels.reference import statistics_type
@@ -72,7 +73,14 @@ def constants(tiles: Tiles, x: Tensor) -> dict[str, Any]:
 
 
 def _reduced(
-    kernel: Any, merge: Any, x: Tensor, shared: bool, arguments: Steps, shape: tuple[int, int, int], **more: Any
+    kernel: Any,
+    merge: Any,
+    x: Tensor,
+    shared: bool,
+    arguments: Steps,
+    shape: tuple[int, int, int],
+    choices: Mapping[str, Any],
+    **more: Any,
 ) -> Tensor:
     """What a kernel of `reduce` finds in the folded `x`, merged if several programs found it: a tensor of this shape."""
     tiles = Tiles.of(x)
@@ -86,6 +94,7 @@ def _reduced(
         *arguments,
         *work_of(parts, tiles, splits),
         **constants(tiles, x),
+        **choices,
     )
     return merge_parts(merge, merged, parts, splits, **more)
 
@@ -122,28 +131,30 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     (view,) = _folded((low, high), shared, x)
     arguments = (view, *view.stride(), *_statistics(low, high))
     shape = (3, 1 if shared else samples, channels)
-    found = _reduced(reduce.moments, reduce.merge_moments, view, shared, arguments, shape)
+    found = _reduced(reduce.moments, reduce.merge_moments, view, shared, arguments, shape, {})
     count: int | Tensor = size * (samples if shared else 1) if within is None else found[2]
     return Pooled(found[0], found[1], count)
 
 
 def cell_grad_sums(
-    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, floor: Floor | None = None
+    dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, bent: Bent | None = None
 ) -> Sums:
     x = laid_out(x)
     dy = like(dy, x)
-    low, high = within if within is not None and floor is None else (None, None)
-    scale, bias, level = (None, None, None) if floor is None else floor[1:]
+    low, high = within if within is not None and bent is None else (None, None)
+    scale, bias, level, kind = (
+        (None, None, None, None) if bent is None else (bent.scale, bent.bias, bent.bend.level, bent.bend.kind)
+    )
     values = (center, low, high, scale, bias, level)
     grad, view = _folded(values, shared, dy, x)
     arguments = (grad, *grad.stride(), view, *view.stride(), *_statistics(*values))
-    layers = 2 if floor is None else 3
+    layers = 3 if kind == "floor" else 2
     shape = (layers, 1 if shared else x.shape[0], x.shape[1])
-    sums = _reduced(reduce.grad_sums, reduce.merge_sums, view, shared, arguments, shape, LAYERS=layers)
+    sums = _reduced(reduce.grad_sums, reduce.merge_sums, view, shared, arguments, shape, {"KIND": kind}, LAYERS=layers)
     return Sums(*sums.unbind())
 
 
-def _written(kernel: Any, y: Tensor, values: tuple[Tensor | None, ...], *inputs: Tensor) -> Tensor:
+def _written(kernel: Any, y: Tensor, values: tuple[Tensor | None, ...], kind: Kind | None, *inputs: Tensor) -> Tensor:
     """`y`, laid out like the last of the inputs, written by a kernel of `apply`."""
     views = _folded(values, _shared(values), *inputs, y)
     x = views[-2]
@@ -151,13 +162,14 @@ def _written(kernel: Any, y: Tensor, values: tuple[Tensor | None, ...], *inputs:
     places = [item for view in views for item in (view, *view.stride())]
     sizes = (tiles.channels, tiles.size, tiles.along, tiles.blocks)
     programs = tiles.samples * tiles.blocks * tiles.along
-    launch(kernel, programs, x, *places, *_statistics(*values), *sizes, **constants(tiles, x))
+    launch(kernel, programs, x, *places, *_statistics(*values), *sizes, **constants(tiles, x), KIND=kind)
     return y
 
 
-def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, floor: Tensor | None = None) -> Tensor:
+def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor:
     x = laid_out(x)
-    return _written(apply.affine, torch.empty_like(x), (center, scale, bias, floor), x)
+    kind, level = (None, None) if bend is None else bend
+    return _written(apply.affine, torch.empty_like(x), (center, scale, bias, level), kind, x)
 
 
 def cell_grad_input(
@@ -168,9 +180,10 @@ def cell_grad_input(
     pivot: Tensor,
     offset: Tensor,
     within: Bounds | None = None,
-    floor: Floor | None = None,
+    bent: Bent | None = None,
 ) -> Tensor:
     x = laid_out(x)
-    above = (None, None, None) if floor is None else (floor.center, floor.bias, floor.level)
-    values = (scale, slope, pivot, offset, *(within or (None, None)), *above)
-    return _written(apply.grad_input, torch.empty_like(x), values, like(dy, x), x)
+    kind = None if bent is None else bent.bend.kind
+    more = (None, None, None) if bent is None else (bent.center, bent.bias, bent.bend.level)
+    values = (scale, slope, pivot, offset, *(within or (None, None)), *more)
+    return _written(apply.grad_input, torch.empty_like(x), values, kind, like(dy, x), x)

@@ -9,7 +9,7 @@ merged with that of others.
 import triton
 import triton.language as tl
 
-from normsmith.kernels.cuda.tiles import between, following, load, positions, statistic
+from normsmith.kernels.cuda.tiles import between, following, load, positions, statistic, through
 
 
 @triton.jit
@@ -129,9 +129,9 @@ def merge_moments(found, found_layer, merged, layer, channels, splits, blocks, B
 def grad_sums(
     g, gn, gc, gs, x, xn, xc, xs, center, center_n, center_c, low, low_n, low_c, high, high_n, high_c,
     scale, scale_n, scale_c, bias, bias_n, bias_c, level, level_n, level_c, found, layer, channels, size, tiles, run, span, splits, blocks,
-    BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr,
+    BC: tl.constexpr, BS: tl.constexpr, TYPE: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """The sums of dy and of dy * (x - center), between the bounds or above the level, and of the dy that go to the level."""
+    """The sums of dy and of dy * (x - center), between the bounds, or as it reaches what was bent, and of the dy that go to a floor."""
     row, block, begin, end = share(run, span, splits, blocks)
     c = block * BC + tl.arange(0, BC)
     known = c < channels
@@ -146,16 +146,16 @@ def grad_sums(
             y = moved * statistic(scale, n, c, scale_n, scale_c, known, TYPE) + statistic(
                 bias, n, c, bias_n, bias_c, known, TYPE
             )
-            above = counted & (y > statistic(level, n, c, level_n, level_c, known, TYPE))
-            below += tl.where(counted & (above == 0), grad, 0.0)
-            counted = above
+            kept = through(grad, y, statistic(level, n, c, level_n, level_c, known, TYPE), KIND)
+            below += tl.where(counted, grad - kept, 0.0)
+            grad = kept
         total += tl.where(counted, grad, 0.0)
         product += tl.where(counted, grad * moved, 0.0)
         i, n, t = following(i, n, t, tiles)
     where = found + row * channels + c
     tl.store(where, tl.sum(total, 1), mask=known)
     tl.store(where + layer, tl.sum(product, 1), mask=known)
-    if level is not None:
+    if KIND == "floor":
         tl.store(where + 2 * layer, tl.sum(below, 1), mask=known)
 
 

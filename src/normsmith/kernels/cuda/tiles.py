@@ -44,6 +44,40 @@ def between(values, n, c, low, low_n, low_c, high, high_n, high_c, known, TYPE: 
 
 
 @triton.jit
+def bent(y, level, KIND: tl.constexpr):
+    """The activation of y; a NaN fails every comparison, and goes the way it goes in torch."""
+    if KIND == "relu6":
+        y = tl.where(y < 0, 0.0, tl.where(y > 6, 6.0, y))
+    elif KIND == "leaky_relu":
+        y = tl.where(y > 0, y, y * level)
+    elif KIND == "silu":
+        y = y / (1 + tl.exp(-y))
+    elif KIND == "hardswish":
+        up = y + 3
+        y = y * tl.where(up < 0, 0.0, tl.where(up > 6, 6.0, up)) / 6
+    else:
+        y = tl.maximum(y, level, propagate_nan=tl.PropagateNan.ALL)
+    return y
+
+
+@triton.jit
+def through(grad, y, level, KIND: tl.constexpr):
+    """The gradient of y from that of its activation."""
+    if KIND == "relu6":
+        grad = tl.where((y > 0) & (y < 6), grad, 0.0)
+    elif KIND == "leaky_relu":
+        grad = tl.where(y > 0, grad, grad * level)
+    elif KIND == "silu":
+        share = 1 / (1 + tl.exp(-y))
+        grad = grad * (share * (1 + y * (1 - share)))
+    elif KIND == "hardswish":
+        grad = tl.where(y <= -3, 0.0, tl.where(y < 3, grad * (y / 3 + 0.5), grad))
+    else:
+        grad = tl.where(y <= level, 0.0, grad)
+    return grad
+
+
+@triton.jit
 def following(i, n, t, tiles):
     """The number, sample and place of the next tile: the first of the next sample after the last of this one."""
     last = t + 1 == tiles
