@@ -54,6 +54,13 @@ class Moments:
     count: Count
     by: Arithmetic = field(default=arithmetic, kw_only=True)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without who computes: a module is not pickled, and numbers that travel are computed with in plain torch."""
+        return {key: value for key, value in vars(self).items() if key != "by"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, by=arithmetic)
+
     @staticmethod
     def of(x: Tensor, dims: Dims, within: tuple[Tensor, Tensor] | None = None) -> "Pooled":
         """The moments of `x` along `dims`, which are kept with size 1; only of elements strictly between the bounds, if given."""
