@@ -9,6 +9,7 @@ from normsmith.doctor._describe import Extremes, checked, describe, no_facts
 from normsmith.doctor.grid import BINS, Grid, edges, fitting, places
 from normsmith.doctor.moments import FourMoments
 
+FIRST = 1024  # elements of a channel that decide on its grid: of the first samples, as many as hold so many
 PERCENTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 FULL = 2**31 - 1  # what an int32 tally can hold
 
@@ -22,7 +23,7 @@ class Between(NamedTuple):
 
 
 class Profile:
-    """Moments and histogram of every channel, 1.8 kB each. The first batch decides on the grid of a channel's bins, see `grid.py`.
+    """Moments and histogram of every channel, 1.8 kB each. The first samples decide on the grid of a channel's bins, see `grid.py`.
 
     Tallies are exact. Two profiles on the same grid merge exactly; `fresh()` makes one on this grid. Otherwise elements of the second
     are moved by less than one of its bins; `blur`, (C,), says by how many of this one's at most, and the bounds allow for it.
@@ -55,15 +56,14 @@ class Profile:
                 self._narrowed = self.grid, *self.grid.narrowed(view.dtype)
             return describe(view, self.moments.facts, self.tallies, self.grid, self._narrowed[1:])
         before = self.moments.count.clone()
-        if not bool(before.any()):  # no grid yet: one pass for it, one for the tallies
-            extremes = describe(view, self.moments.facts)
-            self._settle(view.dtype)
-            describe(view, no_facts(self.channels, view.device), self.tallies, self.grid)
-            return extremes
+        if not bool(before.any()):  # no grid yet
+            first = FourMoments(self.channels, view.device)
+            describe(view[: -(-FIRST // max(view.shape[2], 1))], first.facts)
+            self._settle(first, view.dtype)
         extremes = describe(view, self.moments.facts, self.tallies, self.grid)
         values, std = self.grid.center, self.moments.std
         late = ((self.grid.scale == 0) & (self.moments.count > 0) & ((std > 0) | (before == 0))).nonzero().flatten()
-        self._settle(view.dtype)
+        self._settle(self.moments, view.dtype)
         if len(late):  # their last batch was tallied without a scale, and before it they had one value or none
             part, grid, tallies = view[:, late], Grid(*(t[late] for t in self.grid)), torch.zeros_like(self.tallies[late])
             bins = places(values[late].to(view.dtype).unsqueeze(1), grid)
@@ -77,10 +77,10 @@ class Profile:
         if self._held > FULL and self.tallies.dtype == torch.int32:
             self.tallies = self.tallies.long()
 
-    def _settle(self, dtype: torch.dtype) -> None:
-        """Give a grid to the channels that have more than one value now; of those with one it is the center."""
-        ready = (self.grid.scale == 0) & (self.moments.count > 0)
-        found = fitting(self.moments.mean, self.moments.std, dtype)
+    def _settle(self, seen: FourMoments, dtype: torch.dtype) -> None:
+        """Give a grid to the channels that have more than one value in what was seen; of those with one it is the center."""
+        ready = (self.grid.scale == 0) & (seen.count > 0)
+        found = fitting(seen.mean, seen.std, dtype)
         center, scale = (torch.where(ready, new, old) for new, old in zip(found, self.grid, strict=True))
         self.grid, self._open = Grid(center, scale), bool((scale == 0).any())
 

@@ -70,8 +70,12 @@ class Outlying(TopK):
 
     def restored(self, state: list[Tensor]) -> "Outlying":
         """A stream like this one with that state."""
-        stream = Outlying(self.channels // 2, state[0].device)
-        stream.keys = state[0].clone(memory_format=torch.contiguous_format)
+        return self._of(state[0].clone(memory_format=torch.contiguous_format))
+
+    def _of(self, keys: Tensor) -> "Outlying":
+        """Such a stream of these rows."""
+        stream = Outlying(0, keys.device)
+        stream.channels, stream.keys = len(keys), keys
         return stream
 
     def deviations(self, moments: FourMoments, rows: Tensor | slice = slice(None), depth: int = KEPT) -> Tensor:
@@ -81,7 +85,7 @@ class Outlying(TopK):
         """
         mean, std = moments.mean.to(self.keys.device), moments.std.to(self.keys.device)
         center, unit = torch.cat([mean, -mean])[rows].unsqueeze(1), torch.cat([std, std])[rows].unsqueeze(1)
-        part = self.restored([self.keys[rows, :depth]])
+        part = self._of(self.keys[rows, :depth])
         scores = part.scores.double()
         held = (unit > 0) & (part.samples >= 0) & scores.isfinite()
         return torch.where(held, (scores - center) / torch.where(unit > 0, unit, 1), -torch.inf)
@@ -91,7 +95,8 @@ class Outlying(TopK):
         wanted = 16 * count  # elements, among which there are so many samples
         rows = self.deviations(moments, depth=1).flatten()
         rows = rows.topk(min(len(rows), wanted)).indices  # what is in no such row has as many before it
-        far, samples, rows = self.deviations(moments, rows).flatten().cpu(), self.samples[rows].flatten().cpu(), rows.cpu()
+        far, samples = self.deviations(moments, rows).flatten().cpu(), self._of(self.keys[rows]).samples.flatten().cpu()
+        rows = rows.cpu()
         order = far.topk(min(len(far), wanted)).indices
         found: dict[int, tuple[int, int, float]] = {}
         for at, index, score in zip(order.tolist(), samples[order].tolist(), far[order].tolist(), strict=True):
