@@ -3,6 +3,7 @@
 All are zero at zero, so that padding stays zero, and each is a function of one number that a pass over memory computes for nothing.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ class Activation:
         return found
 
     def __str__(self) -> str:
-        return f"{self.name}:negative_slope={self.slope!r}" if self.slope not in {0.0, SLOPE} else self.name
+        usual = self.name != "leaky_relu" or self.slope == SLOPE
+        return self.name if usual else f"{self.name}:negative_slope={self.slope!r}"
 
     def module(self) -> nn.Module:
         """The layer of torch.nn."""
@@ -43,4 +45,5 @@ class Activation:
     def of(module: nn.Module | None) -> "Activation | None":
         """What a layer of torch.nn does, if it is one of these."""
         name = next((name for name, kind in MODULES.items() if type(module) is kind), None)
-        return None if name is None else Activation(name, module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0)
+        slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+        return None if name is None or not math.isfinite(slope) else Activation(name, slope)

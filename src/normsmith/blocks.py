@@ -42,9 +42,12 @@ def _is_flat(view: Tensor) -> bool:
 
 def _slices(length: int, weight: int, like: Tensor) -> Iterator[slice]:
     """A length in pieces of about one block; in one piece where there is no cache to fit."""
-    size = max(1, BLOCK // max(weight, 1)) if like.device.type == "cpu" else max(length, 1)
-    cores = torch.get_num_threads()
-    size = size // cores * cores or size  # each gets as many of the products of a block
+    size = max(1, BLOCK // max(weight, 1))
+    if like.device.type != "cpu" or size >= length:
+        size = max(length, 1)
+    else:
+        cores = torch.get_num_threads()
+        size = size // cores * cores or size  # each gets as many of the products of a block
     return (slice(start, start + size) for start in range(0, length, size))
 
 

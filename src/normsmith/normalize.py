@@ -74,6 +74,8 @@ def normalize(
     step = _Pass(Plan(sees, within, mask, world), mix, tuple(t is not None for t in tensors), act)
     given = tuple(t for t in (*tensors, floor) if t is not None)
     result = run(step, step.plan.masked(x), given)
+    if step.whole is not None:
+        step.cells = None  # which, not taken, would keep x beside what autograd saves of it
     return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
 
 
@@ -205,7 +207,6 @@ class _Pass:
 
     def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
         """The same where it is one pass."""
-        self.cells = None  # which, not taken, would keep x as long as there is a graph
         assert self.closed is not None
         d_x, *rest = whole.backward(cut(dy), cut(x))
         found = [

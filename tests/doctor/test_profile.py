@@ -238,3 +238,12 @@ def test_on_a_gpu():
     assert (here.tallies - there.tallies.cpu()).abs().sum() <= 20
     assert torch.allclose(here.moments.facts, there.moments.facts.cpu(), rtol=1e-4, atol=1e-2)
     assert here.merge(there).tallies.sum() == 4 * x.numel()
+
+
+def test_a_first_sample_unlike_the_rest_does_not_decide_on_the_grid():
+    x = torch.randn(64, 3, 1024, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1e-5
+    profile = Profile(3)
+    profile.add(x)
+    low, high = profile.quantiles((0.25, 0.75)).value.unbind(1)
+    torch.testing.assert_close(high - low, torch.full((3,), 1.349, dtype=torch.float64), rtol=0.05, atol=0)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsmith as ns
+from normsmith.doctor._describe import Extremes
+from normsmith.doctor.moments import FourMoments
 from normsmith.doctor.observe import observe
 from normsmith.doctor.pictures import HELD, NONE, SIDE, Pictures, labels_of, size_of, thumbnails
 from normsmith.doctor.profile import Profile
@@ -199,3 +201,14 @@ def test_rows_that_are_not_samples():
     assert observe(Flat(None), [x, x * 0.5]).layers[0].top_samples[0].index == 6
     assert observe(Flat(37), [x, x * 0.5]).layers[0].top_samples == ()
     assert KEPT >= 4
+
+
+def test_an_infinity_does_not_hide_the_outlier_beside_it():
+    stream, moments = Outlying(400), FourMoments(400)
+    moments.add(torch.randn(64, 400, 4, generator=torch.Generator().manual_seed(0)))
+    stream.begin(moments)
+    low, high = torch.zeros(4, 400), torch.zeros(4, 400)
+    high[0, 100:] = 8.0
+    high[1, 7], high[2, 7] = torch.inf, 31.0
+    stream.look(Extremes(low, high), torch.arange(4), moments)
+    assert stream.top(moments)[0][:2] == (2, 7)

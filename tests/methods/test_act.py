@@ -140,14 +140,20 @@ def test_nothing_of_the_size_of_the_input_is_kept_but_the_input():
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("group:act=gelu", "GroupNorm expects act to be one of 'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish': got 'gelu'"),
+        (
+            "group:act=gelu",
+            "GroupNorm expects act to be one of relu, relu6, leaky_relu, silu, hardswish: got 'gelu'; other",
+        ),
         ("group:act=3", "GroupNorm expects act as a word, one of relu, .*: got 3; other activations follow as layers"),
         (
             "batch:act=relu:negative_slope=0.1",
-            "act='relu' of BatchNorm expects options among : got 'negative_slope'; leave it out",
+            "act='relu' of BatchNorm expects no options: got 'negative_slope'; leave it out",
         ),
         ("batch:act=leaky_relu:slope=0.1", "act='leaky_relu' of BatchNorm expects .* did you mean 'negative_slope'"),
-        ("batch:act=leaky_relu:negative_slope=x", "BatchNorm expects negative_slope as a number: got 'x' in act=.*; try 0.01"),
+        (
+            "batch:act=leaky_relu:negative_slope=x",
+            "BatchNorm expects negative_slope as a finite number: got 'x' in act=.*; try 0.01",
+        ),
         ("evo_s0:act=relu", "EvoNormS0 expects options among .*: got 'act'"),
         ("evo_b0:act=relu", "EvoNormB0 expects no act: got 'relu' for a method that ends in an activation; leave it out"),
         ("filter_response:act=relu", "FilterResponseNorm expects no act"),
@@ -168,3 +174,8 @@ def test_words_and_modules():
         y = torch.linspace(-8, 8, 33)
         assert torch.equal(act(y), act.module()(y))
     assert Activation.of(nn.GELU()) is None
+
+
+def test_a_slope_of_zero_is_kept():
+    layer = ns.make("batch:act=leaky_relu:negative_slope=0", 4)
+    assert ns.BatchNorm(4, act=layer.options()["act"]).bend == layer.bend

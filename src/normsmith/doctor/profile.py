@@ -9,7 +9,7 @@ from normsmith.doctor._describe import Extremes, checked, describe, no_facts
 from normsmith.doctor.grid import BINS, Grid, edges, fitting, places
 from normsmith.doctor.moments import FourMoments
 
-FIRST = 1024  # elements of a channel that decide on its grid: of the first samples, as many as hold so many
+FIRST = 1024  # elements of a channel, of all samples of the first batch, that decide on its grid
 PERCENTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 FULL = 2**31 - 1  # what an int32 tally can hold
 
@@ -23,7 +23,7 @@ class Between(NamedTuple):
 
 
 class Profile:
-    """Moments and histogram of every channel, 1.8 kB each. The first samples decide on the grid of a channel's bins, see `grid.py`.
+    """Moments and histogram of every channel, 1.8 kB each. The first batch decides on the grid of a channel's bins, see `grid.py`.
 
     Tallies are exact. Two profiles on the same grid merge exactly; `fresh()` makes one on this grid. Otherwise elements of the second
     are moved by less than one of its bins; `blur`, (C,), says by how many of this one's at most, and the bounds allow for it.
@@ -58,7 +58,8 @@ class Profile:
         before = self.moments.count.clone()
         if not bool(before.any()):  # no grid yet
             first = FourMoments(self.channels, view.device)
-            describe(view[: -(-FIRST // max(view.shape[2], 1))], first.facts)
+            step = max(view.shape[0] * view.shape[2] // FIRST, 1) | 1  # odd, or it would keep to one column of a map
+            describe(view[:, :, ::step], first.facts)
             self._settle(first, view.dtype)
         extremes = describe(view, self.moments.facts, self.tallies, self.grid)
         values, std = self.grid.center, self.moments.std

@@ -93,7 +93,7 @@ class Outlying(TopK):
     def top(self, moments: FourMoments, count: int = SHOWN) -> list[tuple[int, int, float]]:
         """Sample, channel and score of the samples furthest out, each once, the furthest first."""
         wanted = 16 * count  # elements, among which there are so many samples
-        rows = self.deviations(moments, depth=1).flatten()
+        rows = self.deviations(moments, depth=2).amax(1)  # the furthest may be infinite, which counts for nothing
         rows = rows.topk(min(len(rows), wanted)).indices  # what is in no such row has as many before it
         far, samples = self.deviations(moments, rows).flatten().cpu(), self._of(self.keys[rows]).samples.flatten().cpu()
         rows = rows.cpu()

@@ -1,5 +1,6 @@
 """What every normalizer shares: the affine parameters, and the checks of options and inputs with their sentences."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -220,12 +221,15 @@ def _activation(act: object, owner: str) -> Activation:
             f"{owner} expects act as a word, one of {', '.join(MODULES)}: got {act!r}; other activations follow as layers"
         )
     name, options = written(act)
-    one_of(owner, "act", name, tuple(MODULES))
-    known = next(kind for kind in MODULES if kind == name)
+    known = next((kind for kind in MODULES if kind == name), None)
+    if known is None:
+        raise OptionError(
+            f"{owner} expects act to be one of {', '.join(MODULES)}: got {name!r}; other activations follow as layers"
+        )
     among(options, ["negative_slope"] if known == "leaky_relu" else [], f"act={name!r} of {owner}")
     slope = options.get("negative_slope", SLOPE if known == "leaky_relu" else 0.0)
-    if not isinstance(slope, int | float):
-        raise OptionError(f"{owner} expects negative_slope as a number: got {slope!r} in act={act!r}; try {SLOPE}")
+    if not isinstance(slope, int | float) or isinstance(slope, bool) or not math.isfinite(slope):
+        raise OptionError(f"{owner} expects negative_slope as a finite number: got {slope!r} in act={act!r}; try {SLOPE}")
     return Activation(known, float(slope))
 
 

@@ -37,5 +37,6 @@ def among(options: dict[str, Any], known: list[str], owner: str) -> dict[str, An
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             advice = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise OptionError(f"{owner} expects options among {', '.join(known)}: got {name!r}; {advice}")
+            expected = f"options among {', '.join(known)}" if known else "no options"
+            raise OptionError(f"{owner} expects {expected}: got {name!r}; {advice}")
     return options

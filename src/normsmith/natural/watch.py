@@ -26,7 +26,7 @@ class Seen:
 
     def state(self) -> dict[str, Any]:
         """What was seen, as tensors and plain data; nothing if that is nothing."""
-        heard = None if self.probe is None else self.probe.grad
+        heard = None if self.probe is None or self.probe.grad is None else self.probe.grad.clone()
         if self.spread is None and heard is None:
             return {}
         return {"spread": None if self.spread is None else tuple(self.spread), "heard": heard, "samples": self.samples}
@@ -36,7 +36,7 @@ class Seen:
         if state["spread"] is not None:
             self.spread = Spread(*(tensor.to(device) for tensor in state["spread"]))
         if state["heard"] is not None and self.probe is not None:
-            self.probe.grad = state["heard"].to(device)
+            self.probe.grad = state["heard"].to(device, copy=True)
         self.samples = state["samples"]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from normsmith.errors import OptionError
 from normsmith.methods._base import one_of
 from normsmith.methods._specs import among, written
 from normsmith.natural.layer import NaturalLayer
@@ -44,12 +45,28 @@ class Coordinates:
         if natural:
             among(options, [*NATURAL[name].given, *_REFRESHES], name)
         read(name, options)
+        if options.get("scale") == "fisher":
+            raise OptionError(
+                "reparametrize expects eigennet with scale=mean in a recipe: got scale=fisher, for which a loss is the mean over the "
+                "samples of a forward, where a trial weighs those of parts and of ranks; leave it out"
+            )
         if refreshes.get("every") == "none":
             refreshes["every"] = None
         found = cls(name, options, **refreshes) if natural else cls(name, options, every=None)
         check_schedule(found.every, found.window, found.moments)
         check_loader((), found.batches, "reparametrize")
         return found
+
+    def __str__(self) -> str:
+        """The same text for the same coordinates, however they were written."""
+        settings = {
+            "every": self.every,
+            "window": self.window,
+            "batches": self.batches,
+            "moments": self.moments,
+            **self.options,
+        }
+        return f"{self.name}:" + ",".join(f"{key}={settings[key]!r}" for key in sorted(settings))
 
     def place(self, model: nn.Module, batches: Batches, part: int, loss: Loss) -> None:
         """Place layers in a model, by the first batches of its training where that depends on data; statistics are of `part` samples."""

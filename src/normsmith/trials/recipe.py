@@ -12,7 +12,7 @@ from normsmith.errors import InputError, OptionError
 from normsmith.trials._mistakes import explain
 from normsmith.trials._part import CONFIG, Positive, Share
 from normsmith.trials.algorithm_settings import Settings, SupervisedSettings
-from normsmith.trials.coordinates import Coordinates
+from normsmith.trials.coordinates import Coordinates, gradients_of
 from normsmith.trials.labels import NONE, label_of
 from normsmith.trials.names import (
     Augmentations,
@@ -126,8 +126,8 @@ class Recipe(_Part):
         labels = [label_of(*contestant) for contestant in self.contestants]
         axes = {
             "normalizers": map(label_of, self.normalizers),
-            "reparametrize": self.reparametrize,
-            "normalize_gradients": self.normalize_gradients,
+            "reparametrize": [name if name == NONE else str(Coordinates.of(name)) for name in self.reparametrize],
+            "normalize_gradients": [name if name == NONE else str(gradients_of(name)) for name in self.normalize_gradients],
             "batch_sizes": map(str, self.batch_sizes),
             "seeds": map(str, self.all_seeds),
         }

@@ -19,7 +19,7 @@ from normsmith.weights.catalog import Entry, Map, Settings, find
 from normsmith.weights.parametrizations import Convention
 
 Where = Callable[[nn.Module, str], bool]
-_SAME = 1e-4  # of a weight: less is rounding, in half precision or eps
+_SAME = 1e-4  # of a weight: less is rounding, or eps
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,11 @@ def _row(layer: nn.Module, path: str, reason: str, placed: list[_Placed]) -> Row
     kind = parametrize.type_before_parametrizations(layer).__name__
     if reason:
         return Row(path, kind, reason=reason)
-    value = placed[-1].value
+    value = placed[-1].value.double()  # half precision has no digits for an angle
     cut, tiny = Rows(layer, tuple(value.shape)), torch.finfo(value.dtype).tiny
     with torch.no_grad():
-        new: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        new = weight.double()
         before, after = value.norm().clamp_min(tiny), new.norm().clamp_min(tiny)
         change, size = float((new - value).norm() / before), float(after / before)
         cosine = float((new / after * (value / before)).sum())

@@ -85,7 +85,7 @@ def _hardswish(kind, y, level, zero):
 
 def _through_hardswish(kind, grad, y, level, zero):
     three = cast(3, zero)
-    return zero if y <= -three else grad * (y / three + cast(0.5, zero)) if y < three else grad
+    return zero if y <= -three else grad if y >= three else grad * (y / three + cast(0.5, zero))
 
 
 _FORWARD = {

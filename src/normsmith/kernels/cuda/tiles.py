@@ -71,7 +71,7 @@ def through(grad, y, level, KIND: tl.constexpr):
         share = 1 / (1 + tl.exp(-y))
         grad = grad * (share * (1 + y * (1 - share)))
     elif KIND == "hardswish":
-        grad = tl.where(y <= -3, 0.0, tl.where(y < 3, grad * (y / 3 + 0.5), grad))
+        grad = tl.where(y <= -3, 0.0, tl.where(y >= 3, grad, grad * (y / 3 + 0.5)))
     else:
         grad = tl.where(y <= level, 0.0, grad)
     return grad
