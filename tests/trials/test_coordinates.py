@@ -113,6 +113,8 @@ def test_domains_are_told_to_conditional_norms():
         ({"normalize_gradients": "centralise"}, "'centralize'"),
         ({"normalize_gradients": "clip:norm=1"}, "did you mean 'max_norm'"),
         ({"normalize_gradients": "layer:eps=0"}, "eps above zero"),
+        ({"reparametrize": "weight_norm:eps=abc"}, "eps as a number: got 'abc'"),
+        ({"reparametrize": "orthogonal:orthogonal_map=qr"}, "orthogonal_map to be one of"),
         ({"reparametrize": "eigennet:scale=fisher"}, "scale=mean in a recipe"),
         ({"reparametrize": ["wnn:eps=0.1,every=100", "wnn:eps=0.1"]}, "each of reparametrize once"),
         ({"baseline": "batch", "reparametrize": "wnn"}, "baseline among the normalizers batch + wnn"),

@@ -97,7 +97,8 @@ def read(name: str, options: dict[str, Any]) -> tuple[str, Any]:
         return name, kind.options(**options)
     except TypeError:  # a word that was to be compared with a number
         raise OptionError(
-            f"reparametrize expects numbers behind {name!r}, but for what docs/natural.md names by words: got {options!r}"
+            f"reparametrize expects numbers behind {name!r}, but for what docs/natural.md names by words: got {options!r}; leave them out "
+            "for the usual ones"
         ) from None
 
 

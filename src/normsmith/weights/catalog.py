@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torchs
@@ -15,6 +15,7 @@ from normsmith.methods._base import one_of
 from normsmith.weights import parametrizations as ours
 from normsmith.weights._rows import TRANSPOSED, Rows
 
+_WHO = "a normalized weight"
 Map = Literal["polar", "matrix_exp", "cayley", "householder"]
 
 
@@ -29,6 +30,22 @@ class Settings:
     gamma: float | None = None
     power_iterations: int | None = None
     orthogonal_map: Map | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("eps", "gain", "gamma"):
+            value = getattr(self, key)
+            if value is not None and not (type(value) in {int, float} and math.isfinite(value)):
+                raise OptionError(f"{_WHO} expects {key} as a number: got {value!r}; leave it out for the usual one")
+        if self.eps is not None and self.eps <= 0:
+            raise OptionError(f"{_WHO} expects eps above zero: got {self.eps!r}; leave it out for the usual one")
+        if self.power_iterations is not None and (type(self.power_iterations) is not int or self.power_iterations < 1):
+            raise OptionError(f"{_WHO} expects power_iterations as a positive integer: got {self.power_iterations!r}; try 1")
+        if self.learn_gain is not None:
+            one_of(_WHO, "learn_gain", self.learn_gain, (True, False))
+        if self.convention is not None:
+            one_of(_WHO, "convention", self.convention, get_args(ours.Convention))
+        if self.orthogonal_map is not None:
+            one_of(_WHO, "orthogonal_map", self.orthogonal_map, get_args(Map))
 
 
 @dataclass(frozen=True)
@@ -69,15 +86,12 @@ def _scaled(layer: nn.Module, weight: Tensor, said: Settings) -> None:
 
 def _spectral(layer: nn.Module, weight: Tensor, said: Settings) -> None:
     iterations = 1 if said.power_iterations is None else said.power_iterations
-    if type(iterations) is not int or iterations < 1:
-        raise OptionError(f"spectral expects power_iterations as a positive integer: got {iterations!r}; try 1")
     dim = 1 if isinstance(layer, TRANSPOSED) else 0
     torchs.spectral_norm(layer, "weight", iterations, _or(said.eps, 1e-12), dim)
 
 
 def _orthogonal(layer: nn.Module, weight: Tensor, said: Settings) -> None:
     chosen = said.orthogonal_map or "polar"
-    one_of("orthogonal", "orthogonal_map", chosen, ("polar", "matrix_exp", "cayley", "householder"))
     if chosen == "polar":
         _register(layer, ours.Orthogonal(Rows(layer, tuple(weight.shape)), _or(said.eps, 1e-12)))
     elif weight.dim() == 2:

@@ -225,8 +225,6 @@ def _check(entry: Entry, said: Settings, data: Any) -> None:
             )
     if data is not None and entry.name != "weight_norm":
         raise OptionError(f"{entry.name} expects no data, which sets the lengths of weight_norm: got some; leave it out")
-    if said.eps is not None and not said.eps > 0:
-        raise OptionError(f"{entry.name} expects eps above zero, for rows of zeros: got {said.eps!r}")
 
 
 def _holders(model: nn.Module) -> dict[nn.Parameter, int]:
