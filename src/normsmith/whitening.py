@@ -185,7 +185,7 @@ class _Pass:
         leaves = [t.detach().requires_grad_(needed[0]) for m in sources for t in (m.mean, m.cov)]
         with torch.enable_grad():
             pairs = iter(zip(leaves[::2], leaves[1::2], strict=True))
-            copies = [None if m is None else Covariance.made(*next(pairs), m.count) for m in (self.cells, self.batch)]
+            copies = [None if m is None else Covariance.made(*next(pairs), m.count, m.kept) for m in (self.cells, self.batch)]
             found = self.mixed(copies[0], copies[1], given)
         fitted = [(value, grad.sum_to_size(value.shape)) for value, grad in zip(found, outer_grads, strict=True)]
         grads = through(fitted, [*leaves, *given])
