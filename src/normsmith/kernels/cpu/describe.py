@@ -48,7 +48,13 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
         parallel.shape_describe(*arguments, tiles, cores)
 
 
-def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor, *, negative: bool = False) -> None:
-    """Insert float32 scores, (N, C), or their negatives, of samples with these int64 numbers, into descending int64 keys, (C, k)."""
-    where = (scores.data_ptr(), *scores.stride(), _SIGN if negative else np.int32(0), samples.data_ptr(), *scores.shape)
+def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor) -> None:
+    """Insert float32 scores, (N, C), of samples with these int64 numbers, into descending int64 keys, (C, k)."""
+    where = (scores.data_ptr(), *scores.stride(), np.int32(0), samples.data_ptr(), *scores.shape)
     shape.keep_largest(*where, keys.data_ptr(), keys.shape[1])
+
+
+def keep_tails(lows: Tensor, highs: Tensor, samples: Tensor, keys: Tensor) -> None:
+    """Insert float32 highs and the negatives of lows, (N, C) of equal strides each, into the two halves of the keys, (2 C, k)."""
+    where = (lows.data_ptr(), highs.data_ptr(), *highs.stride(), _SIGN, samples.data_ptr(), *highs.shape)
+    shape.keep_tails(*where, keys.data_ptr(), keys.shape[1])

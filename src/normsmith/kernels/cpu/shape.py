@@ -11,7 +11,7 @@ therefore in none of the others. `lows` and `highs`, (C, N), hold the extremes o
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import bits, fetch, item_size, ordered, sequential, view
+from normsmith.kernels.cpu.memory import bits, cast, fetch, item_size, ordered, sequential, view
 from normsmith.kernels.cpu.shape_blocks import NARROW, WIDE, WORD, add_block, bin_block, cell_extremes, extremes, keep_finite
 
 BLOCK = 2048  # positions of a channel swept at once
@@ -141,3 +141,10 @@ def keep_largest(scores, step, jump, flip, numbers, samples, channels, keys, kep
                 row[at] = row[at - 1]
                 at -= 1
             row[at] = key
+
+
+@sequential
+def keep_tails(lows, highs, step, jump, sign, numbers, samples, channels, keys, kept):
+    """Insert the greatest of the highs into the first half of (2 C, kept) keys, of the negated lows into the second; `sign` is its bit."""
+    keep_largest(highs, step, jump, cast(0, sign), numbers, samples, channels, keys, kept)
+    keep_largest(lows, step, jump, sign, numbers, samples, channels, keys + channels * kept * item_size(LONG), kept)
