@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from normsmith.doctor.cells import Cells, chosen
+from normsmith.doctor.consistency import compare
 from normsmith.doctor.moments import FourMoments
 from normsmith.doctor.noise import noise_curves
 from normsmith.doctor.observation import Layer, Observation
@@ -13,18 +14,21 @@ from normsmith.doctor.together import Company, join, labels_of_all, thumbnails_o
 
 
 def conclude(seen: Observation, pictures: Pictures, company: Company) -> None:
-    """Fill in noise, shift and samples of every layer."""
+    """Fill in consistency, noise, gap, shift and samples of every layer."""
+    first = [layer for layer in seen.layers if layer.taken is not None]
+    for layer, found in zip(first, compare([layer.taken for layer in first if layer.taken]), strict=True):
+        layer.consistency, layer.taken = found, None
     join(seen, company)
     layers = [layer for layer in seen.layers if None not in (layer.profile, layer.cells, layer.outlying)]
     for layer, curve in zip(layers, noise_curves([*map(_noise_of, layers)]), strict=True):
         layer.noise_curve = curve
     take_shifts(layers)
-    found = dict(zip(layers, tops([*map(_outliers_of, layers)]), strict=True))
-    wanted = {index for top in found.values() for index, _, _ in top}
+    top_of = dict(zip(layers, tops([*map(_outliers_of, layers)]), strict=True))
+    wanted = {index for top in top_of.values() for index, _, _ in top}
     labels = labels_of_all(pictures, company, max(wanted, default=-1) + 1)
     known = bool((labels != NONE).any())
     thumbnails = thumbnails_of_all(pictures, company, wanted)
-    for layer, top in found.items():
+    for layer, top in top_of.items():
         assert layer.profile is not None
         assert layer.outlying is not None
         if top and top[0][2] > FIRES:

@@ -143,7 +143,7 @@ def tops(streams: Sequence[tuple[Outlying, FourMoments]], count: int = SHOWN) ->
     channels = torch.cat([torch.arange(size) for size in sizes for _ in range(2)])[chosen]
     lengths = [len(rows) for rows in best]
     parts = zip(*(torch.split(t, lengths) for t in (far, samples, channels)), strict=True)
-    return [_ranked(*part, wanted, count) for part in parts]
+    return [_ranked(away, numbers, of, wanted, count) for away, numbers, of in parts]
 
 
 def _ranked(far: Tensor, samples: Tensor, channels: Tensor, wanted: int, count: int) -> list[tuple[int, int, float]]:
