@@ -5,6 +5,7 @@ Making a numpy array of a tensor costs more than a small kernel and marks its st
 
 from typing import Any
 
+from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
@@ -47,6 +48,19 @@ def cast(typing: Any, value: Any, zero: Any) -> Any:
         return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
 
     return zero(value, zero), generate
+
+
+@intrinsic
+def call(typing: Any, address: Any, zero: Any, arguments: Any, begin: Any, end: Any, core: Any) -> Any:
+    """Call the C function at `address` with the rest."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kinds = [context.get_value_type(kind) for kind in signature.args[1:]]
+        function = builder.inttoptr(given[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+        builder.call(function, given[1:])
+        return context.get_dummy_value()
+
+    return types.void(address, zero, arguments, begin, end, core), generate
 
 
 @sequential
