@@ -177,7 +177,7 @@ def grad_sums(
         m = view(center, zero, n * step, channels)
         stop = size * (part + 1) // parts
         for start in range(size * part // parts, stop, BLOCK):
-            # One position at a time: eight at once, as in `_sums`, are too many streams where both tensors come from memory.
+            # One position at a time: eight at once, as in `add`, are too many streams where both tensors come from memory.
             for s in range(start, min(start + BLOCK, stop)):
                 grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
                 if kind is not None:

@@ -39,14 +39,15 @@ class Chain:
 
     def __init__(self, *stages: Stage) -> None:
         self.stages = stages
-        self._addresses: dict[type, Any] = {}
+        self._tables: dict[type, tuple[Any, int]] = {}  # of addresses, and where it is
 
     def run(self, zero: Any, arguments: int, items: int, length: int, tasks: int, cores: int) -> None:
         """For every item, which is so many runs; `tasks` are items in order, each on one core."""
-        found = self._addresses.get(type(zero))
-        if found is None:
-            found = self._addresses[type(zero)] = np.array([stage.address(zero) for stage in self.stages])
-        where = (found.ctypes.data, len(self.stages), zero, arguments, items, length)
+        kind = type(zero)
+        if kind not in self._tables:
+            found = np.array([stage.address(zero) for stage in self.stages])
+            self._tables[kind] = found, found.ctypes.data
+        where = (self._tables[kind][1], len(self.stages), zero, arguments, items, length)
         if cores == 0:
             follow(*where, 0, tasks, tasks, 0)
             return
