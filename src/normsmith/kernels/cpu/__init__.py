@@ -6,6 +6,7 @@
     parallel.py  the same over several cores
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
+    whole.py, whole_columns.py, whole_rows.py, whole_sets.py, stages.py    a sample standardized and mapped while it is in the cache
     blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     mixture.py, mixture_blocks.py, mixture_loops.py, mixture_parallel.py, exponential.py    the operations of mixtures, both layouts
@@ -33,9 +34,9 @@ try:
             move_average,
             weigh,
         )
+        from normsmith.kernels.cpu.whole import cells_later
         from normsmith.kernels.reference import lines, pool, share, standardize, unstandardize, weighted_sum
 
-    cells_later = cell_moments  # nothing is gained by waiting
     threads.start()
     merge.merge_sums(next(iter(ZEROS.values())), 0, 0, 0, 0, 0, 0, 0)  # merges nothing
 finally:

@@ -18,7 +18,7 @@ WIDE = np.float64(0)
 
 
 @sequential
-def _guess(zero, x, start, positions, xs, pivot):
+def guess(zero, x, start, positions, xs, pivot):
     """A guess at the mean of every channel in a run, from four of its positions, as in `rows.py`."""
     quarter = positions // 4 * xs
     one, two = view(x, zero, start, pivot.size), view(x, zero, start + quarter, pivot.size)
@@ -56,7 +56,7 @@ def _guess_within(zero, x, start, positions, xs, low, high, pivot, found):
 
 
 @sequential
-def _add(zero, x, start, height, xs, pivot, first, second):
+def add(zero, x, start, height, xs, pivot, first, second):
     """Add the deviations and squared deviations from the pivot over a block of positions."""
     channels = pivot.size
     whole = height - height % HEIGHT
@@ -92,7 +92,7 @@ def _add_within(zero, x, start, height, xs, pivot, low, high, inside, first, sec
 
 
 @sequential
-def _flush(narrow, wide, zero):
+def flush(narrow, wide, zero):
     """Move the sums of a block into those of the run."""
     for c in range(narrow.size):
         wide[c] += narrow[c]
@@ -116,19 +116,19 @@ def moments(zero, x, xn, xs, channels, size, parts, low, high, step, count, mean
         fill(means, 0.0)
         fill(squares, 0.0)
         if low is None:
-            _guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
+            guess(zero, x, n * xn + start * xs, stop - start, xs, pivot)
         else:
             lower, upper = view(low, zero, n * step, channels), view(high, zero, n * step, channels)
             _guess_within(zero, x, n * xn + start * xs, stop - start, xs, lower, upper, pivot, inside)
         for s in range(start, stop, BLOCK):
             at, height = n * xn + s * xs, min(BLOCK, stop - s)
             if low is None:
-                _add(zero, x, at, height, xs, pivot, first, second)
+                add(zero, x, at, height, xs, pivot, first, second)
             else:
                 _add_within(zero, x, at, height, xs, pivot, lower, upper, inside, first, second)
-                _flush(inside, counts, zero)
-            _flush(first, means, zero)
-            _flush(second, squares, zero)
+                flush(inside, counts, zero)
+            flush(first, means, zero)
+            flush(second, squares, zero)
         for c in range(channels):
             if low is None:
                 counts[c] = stop - start
@@ -177,7 +177,7 @@ def grad_sums(
         m = view(center, zero, n * step, channels)
         stop = size * (part + 1) // parts
         for start in range(size * part // parts, stop, BLOCK):
-            # One position at a time: eight at once, as in `_sums`, are too many streams where both tensors come from memory.
+            # One position at a time: eight at once, as in `add`, are too many streams where both tensors come from memory.
             for s in range(start, min(start + BLOCK, stop)):
                 grad, row = view(g, zero, n * gn + s * gs, channels), view(x, zero, n * xn + s * xs, channels)
                 if kind is not None:
@@ -199,10 +199,10 @@ def grad_sums(
                         inside = lower[c] < row[c] and row[c] < upper[c]
                         first[c] += grad[c] if inside else zero
                         second[c] += grad[c] * (row[c] - m[c]) if inside else zero
-            _flush(first, totals, zero)
-            _flush(second, products, zero)
+            flush(first, totals, zero)
+            flush(second, products, zero)
             if below is not None:
-                _flush(third, belows, zero)
+                flush(third, belows, zero)
 
 
 @sequential

@@ -17,7 +17,7 @@ from normsmith.kernels.cpu import blend, columns, merge, parallel, rows, threads
 from normsmith.kernels.cpu.bend import KINDS
 from normsmith.moments import Moments, Pooled
 
-RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `_parts`
+RUN = 65536  # elements of a run of positions in the columns layout, between 256 and 4096 positions: see `runs_of`
 ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 
 
@@ -27,7 +27,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, bool]:
     return (x, kind == "rows") if kind != "neither" else (x.contiguous(), True)
 
 
-def _like(dy: Tensor, x: Tensor) -> Tensor:
+def like(dy: Tensor, x: Tensor) -> Tensor:
     """`dy` in the layout of `x`: a gradient may come expanded from a sum or in another memory format."""
     if dy.dtype == x.dtype and layout(dy) == layout(x) and not dy.is_neg() and dy.data_ptr():
         return dy
@@ -42,7 +42,7 @@ def _single_sample(x: Tensor) -> Tensor:
     return x.as_strided((1, channels, samples * positions), (x.stride(0), 1, x.stride(2)))
 
 
-def _parts(x: Tensor) -> int:
+def runs_of(x: Tensor) -> int:
     """Into how many runs each sample's positions are cut.
 
     By the shape alone, so that results repeat to the bit on any number of cores; long enough that their sums are small beside x, and
@@ -61,7 +61,7 @@ def _layers(block: Tensor) -> range:
     return range(start, start + size * block.shape[0], size)
 
 
-def _place(x: Tensor, by_rows: bool) -> tuple[int, int, int]:
+def place(x: Tensor, by_rows: bool) -> tuple[int, int, int]:
     strides = x.stride()
     return x.data_ptr(), strides[0], strides[1 if by_rows else 2]
 
@@ -78,7 +78,7 @@ def _loops(name: str, by_rows: bool) -> tuple[Callable[..., None], Callable[...,
 def _run(name: str, by_rows: bool, x: Tensor, *arguments: Any) -> None:
     """Call the loop `name` over all cells (rows) or runs (columns), on as many cores as the size deserves."""
     alone, together = _loops(name, by_rows)
-    cells = x.shape[0] * (x.shape[1] if by_rows else _parts(x))
+    cells = x.shape[0] * (x.shape[1] if by_rows else runs_of(x))
     cores = threads.available(x.numel())
     if cores == 0:
         alone(ZEROS[x.dtype], *arguments, 0, cells)
@@ -88,7 +88,7 @@ def _run(name: str, by_rows: bool, x: Tensor, *arguments: Any) -> None:
 
 
 def _sizes(x: Tensor, by_rows: bool) -> tuple[int, ...]:
-    return (x.shape[1], x.shape[2]) if by_rows else (x.shape[1], x.shape[2], _parts(x))
+    return (x.shape[1], x.shape[2]) if by_rows else (x.shape[1], x.shape[2], runs_of(x))
 
 
 def _statistics(x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
@@ -111,7 +111,7 @@ def _statistics(x: Tensor, *values: Tensor) -> tuple[list[Tensor], int]:
 def _partial(number: int, x: Tensor, by_rows: bool) -> tuple[Tensor, range]:
     """Memory for so many results of every cell (rows), or of every channel of every run (columns), and where each begins."""
     samples, channels, _ = x.shape
-    block = torch.empty((number, samples if by_rows else samples * _parts(x), channels), dtype=torch.float64, device=x.device)
+    block = torch.empty((number, samples if by_rows else samples * runs_of(x), channels), dtype=torch.float64, device=x.device)
     return block, _layers(block)
 
 
@@ -126,7 +126,7 @@ def cell_moments(x: Tensor, within: Bounds | None = None, *, shared: bool = Fals
     if shared and not by_rows and step == 0:
         x = _single_sample(x)
     partial, places = _partial(3, x, by_rows)
-    _run("moments", by_rows, x, *_place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
+    _run("moments", by_rows, x, *place(x, by_rows), *_sizes(x, by_rows), low, high, step, *places)
     outer = 1 if shared else samples
     if partial.shape[1] == outer:
         found = partial.to(x.dtype)
@@ -143,7 +143,7 @@ def cell_affine(x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Be
     found = _addresses(statistics)
     activation = (None, None) if bend is None else (KINDS[bend.kind], found[3])
     y = torch.empty_like(x)
-    where = (*_place(x, by_rows), *_place(y, by_rows), *_sizes(x, by_rows))
+    where = (*place(x, by_rows), *place(y, by_rows), *_sizes(x, by_rows))
     _run("affine", by_rows, x, *where, *found[:3], *activation, step)
     return y
 
@@ -152,7 +152,7 @@ def cell_grad_sums(
     dy: Tensor, x: Tensor, center: Tensor, within: Bounds | None = None, *, shared: bool = False, bent: Bent | None = None
 ) -> Sums:
     x, by_rows = _laid_out(x)
-    dy = _like(dy, x)
+    dy = like(dy, x)
     samples, channels, _ = x.shape
     more = (bent.scale, bent.bias, bent.bend.level) if bent is not None else within or ()
     statistics, step = _statistics(x, center, *more)
@@ -160,7 +160,7 @@ def cell_grad_sums(
         dy, x = _single_sample(dy), _single_sample(x)
     raised = bent is not None and bent.bend.kind == "floor"
     partial, places = _partial(3 if raised else 2, x, by_rows)
-    where = (*_place(dy, by_rows), *_place(x, by_rows), *_sizes(x, by_rows))
+    where = (*place(dy, by_rows), *place(x, by_rows), *_sizes(x, by_rows))
     found = _addresses(statistics)
     bounds = (None, None) if bent is not None or within is None else found[1:]
     activation = (None,) * 4 if bent is None else (*found[1:3], KINDS[bent.bend.kind], found[3])
@@ -185,14 +185,14 @@ def cell_grad_input(
     bent: Bent | None = None,
 ) -> Tensor:
     x, by_rows = _laid_out(x)
-    dy = _like(dy, x)
+    dy = like(dy, x)
     more = () if bent is None else (bent.center, bent.bias, bent.bend.level)
     statistics, step = _statistics(x, scale, slope, pivot, offset, *more, *(within or ()))
     found = _addresses(statistics)
     bounds = (None, None) if within is None else found[-2:]
     activation = (None,) * 4 if bent is None else (*found[4:6], KINDS[bent.bend.kind], found[6])
     dx = torch.empty_like(x)
-    where = (*_place(dy, by_rows), *_place(x, by_rows), *_place(dx, by_rows), *_sizes(x, by_rows))
+    where = (*place(dy, by_rows), *place(x, by_rows), *place(dx, by_rows), *_sizes(x, by_rows))
     _run("grad_input", by_rows, x, *where, *found[:4], *bounds, *activation, step)
     return dx
 

@@ -88,6 +88,19 @@ def fetch(typing: Any, address: Any) -> Any:
     return types.void(address), generate
 
 
+@intrinsic
+def call(typing: Any, address: Any, zero: Any, arguments: Any, begin: Any, end: Any, core: Any) -> Any:
+    """Call the C function at `address` with the rest."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kinds = [context.get_value_type(kind) for kind in signature.args[1:]]
+        function = builder.inttoptr(given[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+        builder.call(function, given[1:])
+        return context.get_dummy_value()
+
+    return types.void(address, zero, arguments, begin, end, core), generate
+
+
 @sequential
 def view(address, zero, offset, size):
     """`size` adjacent elements of the type of `zero`, beginning `offset` elements behind `address`."""

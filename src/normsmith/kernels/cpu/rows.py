@@ -16,7 +16,7 @@ WIDE = np.float64(0)
 
 
 @sequential
-def _guess(block, zero):
+def guess(block, zero):
     """A guess at the mean from four elements, to sum deviations from.
 
     The closer it is, the less cancels in the variance. Were all four the worst outliers there can be, the variance would still be
@@ -46,7 +46,7 @@ def _guess_within(block, zero, low, high):
 
 
 @sequential
-def _sums(block, zero, pivot):
+def deviations(block, zero, pivot):
     """The sums of deviation and squared deviation from the pivot."""
     first = zero
     second = zero
@@ -74,7 +74,7 @@ def _sums_within(block, zero, pivot, low, high):
 
 
 @sequential
-def _merged(count, mean, squares, inside, pivot, first, second):
+def merged_with(count, mean, squares, inside, pivot, first, second):
     """Count, mean and summed squares of a cell with one more block, in float64."""
     rest = first / inside
     step = pivot + rest - mean
@@ -93,15 +93,15 @@ def moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, 
         if low is None:
             # The first block by itself, most cells have no other: merging it would cost a short cell more than its sums.
             held = np.float64(min(size, BLOCK))
-            pivot = _guess(row[:BLOCK], zero)
-            first, second = _sums(row[:BLOCK], zero, pivot)
+            pivot = guess(row[:BLOCK], zero)
+            first, second = deviations(row[:BLOCK], zero, pivot)
             rest = first / held
             middle, squares = pivot + rest, max(second - first * rest, 0.0)
             for start in range(BLOCK, size, BLOCK):
                 block = row[start : start + BLOCK]
-                pivot = _guess(block, zero)
-                first, second = _sums(block, zero, pivot)
-                held, middle, squares = _merged(held, middle, squares, np.float64(block.size), pivot, first, second)
+                pivot = guess(block, zero)
+                first, second = deviations(block, zero, pivot)
+                held, middle, squares = merged_with(held, middle, squares, np.float64(block.size), pivot, first, second)
         else:
             at = n * step + c
             lower, upper = view(low, zero, at, 1)[0], view(high, zero, at, 1)[0]
@@ -111,7 +111,7 @@ def moments(zero, x, xn, xc, channels, size, low, high, step, count, mean, var, 
                 pivot = _guess_within(block, zero, lower, upper)
                 inside, first, second = _sums_within(block, zero, pivot, lower, upper)
                 if inside > 0:
-                    held, middle, squares = _merged(held, middle, squares, np.float64(inside), pivot, first, second)
+                    held, middle, squares = merged_with(held, middle, squares, np.float64(inside), pivot, first, second)
         counts[cell], means[cell], variances[cell] = held, middle, squares / max(held, 1.0)
 
 

@@ -1,18 +1,18 @@
-"""Moments that wait until somebody asks for them: if nobody does, data are standardized with one read of x instead of two."""
+"""From untaken moments to the kernels that standardize data with one read of x."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from normsmith.arithmetic import Arithmetic, AtOnce, Dims
+from normsmith.arithmetic import Arithmetic, Pair
 from normsmith.cells import layout
 from normsmith.kernels.cuda import chip, geometry, launch, reduce, small
 from normsmith.kernels.cuda.geometry import Splits, power
 from normsmith.kernels.reference import statistics_type
-from normsmith.moments import Moments, Pooled, Share
+from normsmith.kernels.untaken import Untaken, in_type_of
+from normsmith.moments import Pooled
 
 # Unmeasured: chosen because x crosses memory twice forward (read, write), not three times, and three times backward, not five.
 # So many elements of float32 are 32 for each of 512 threads, half of that again for dy, of the 128 registers that a thread can have.
@@ -50,87 +50,18 @@ class Held:
         return {"warps": warps, "BC": self.height, "BS": self.width, "TYPE": of_type, "WHOLE": self.whole, "CENTERED": centered}
 
 
-class Untaken(Pooled):
-    """Moments of the cells of a tensor, or of sets of their adjacent channels, taken when their values are first asked for."""
-
-    _take: Callable[[], Moments] | None
-    x: Tensor
-    members: int
-
-    def __init__(self, x: Tensor, members: int, take: Callable[[], Moments]) -> None:
-        self._set(x=x, members=members, _take=take, count=members * x.shape[2], world=False, by=cast(Arithmetic, small))
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        """Of the fields that are not there yet."""
-        if name not in {"mean", "var"} or self._take is None:
-            raise AttributeError(name)
-        found = self._take()
-        self._settle(found.mean, found.var, found.share if isinstance(found, Pooled) else None)
-        return getattr(self, name)
-
-    def _settle(self, mean: Tensor, var: Tensor, share: Share | None = None) -> None:
-        """From now on they are taken, and x is of no more use."""
-        self._set(mean=mean, var=var, share=share)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._set(_take=None)
-        del self.__dict__["x"]
-
-    def pool(self, dims: Dims) -> Moments:
-        """As of any moments; over all channels it may wait too."""
-        whole, channels = super().pool, self.channels
-        return whole(dims) if channels is None or dims != 1 else Untaken(self.x, channels, lambda: whole(dims))
-
-    def pool_groups(self, groups: int) -> Moments:
-        """As of any moments; it may wait too."""
-        whole, channels = super().pool_groups, self.channels
-        return whole(groups) if channels is None else Untaken(self.x, channels // groups, lambda: whole(groups))
-
-    @property
-    def channels(self) -> int | None:
-        """How many, of cells that nobody has asked for."""
-        return self.x.shape[1] if self._take is not None and self.members == 1 else None
-
-    def at_once(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool) -> AtOnce | None:
-        """The data standardized, if nobody has asked for these moments and a program can hold them."""
-        held = None if self._take is None else Held.of(self.x, self.members)
-        if held is None or not all(t is None or _of_channels(t, self.x) for t in (weight, bias)):
-            return None
-        found = _Standardized(self.x, held, weight, bias, eps, centered)
-        if held.whole:
-            self._forget()
-        else:
-            self._settle(*found.moments)
-        return found
-
-
-def _of_channels(value: Tensor, x: Tensor) -> bool:
-    """Whether a weight has a number for each channel, in a type that the kernels read."""
-    readable = value.is_contiguous() and not value.is_neg() and value.is_floating_point()
-    return value.shape == (x.shape[1],) and readable
-
-
-def _as(value: Tensor | None, grad: Tensor) -> Tensor | None:
-    """The gradient of a value, in its type."""
-    return None if value is None else grad.to(value.dtype)
-
-
 class _Standardized:
     """The output, and what a backward needs besides dy and x."""
 
     y: Tensor
+    moments: Pair | None
 
     def __init__(self, x: Tensor, held: Held, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool) -> None:
         self.held, self.weight, self.bias, self.centered = held, weight, bias, centered
         samples, channels, size = x.shape
         sets = channels // held.members
         found = torch.empty((3, samples, sets), dtype=statistics_type(x), device=x.device)
-        self.moments, self.mean, self.inverse = (found[0], found[1]), found[0], found[2]
+        self.moments, self.mean, self.inverse = None if held.whole else (found[0], found[1]), found[0], found[2]
         self.y = torch.empty_like(x)
         self.sizes = (float(held.members * size), held.members, channels, size, sets, held.blocks)
         given = (x, *x.stride(), self.y, *self.y.stride(), weight, bias, *found, float(eps), *self.sizes)
@@ -152,9 +83,19 @@ class _Standardized:
         if merged is None or parts is None:
             return d_x, None, None
         d_weight, d_bias = launch.merge_parts(reduce.merge_sums, merged, parts, splits, LAYERS=2).view(2, channels).unbind()
-        return d_x, _as(self.weight, d_weight), _as(self.bias, d_bias)
+        return d_x, in_type_of(self.weight, d_weight), in_type_of(self.bias, d_bias)
+
+
+def _standardize(
+    x: Tensor, members: int, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool
+) -> _Standardized | None:
+    """If a program can hold the sets."""
+    held = Held.of(x, members)
+    return None if held is None else _Standardized(x, held, weight, bias, eps, centered)
 
 
 def cells_later(x: Tensor) -> Pooled:
     """The moments of cells, when somebody asks for them."""
-    return Untaken(x, 1, lambda: small.cell_moments(x)) if Held.of(x, 1) or Held.of(x, x.shape[1]) else small.cell_moments(x)
+    if Held.of(x, 1) is None and Held.of(x, x.shape[1]) is None:
+        return small.cell_moments(x)
+    return Untaken(x, 1, lambda: small.cell_moments(x), _standardize, cast(Arithmetic, small))
