@@ -230,3 +230,32 @@ def test_a_kept_graph_and_threads_leave_no_trace():
 def test_wrong_input(x):
     with pytest.raises(InputError, match=r"FourMoments expects floating-point tensors of shape \(N, 3, ...\): got"):
         FourMoments(3).add(x)
+
+
+@pytest.mark.parametrize("size", [2, 4, 6, 7, 12, 16, 49, 64, 513, 4100])
+@pytest.mark.parametrize("last", [False, True], ids=["rows", "columns"])
+def test_extremes_of_cells_of_any_size(size, last):
+    """Small cells are halved together, large ones cut into parts; a NaN is in those of its cell alone."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 19, size)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if last else x
+    x[3, 17, size - 1] = torch.nan
+    moments = FourMoments(19)
+    low, high = moments.add(x)
+    held = torch.ones(5, 19, dtype=torch.bool)
+    held[3, 17] = False
+    assert torch.equal(low[held], x.amin(2)[held])
+    assert torch.equal(high[held], x.amax(2)[held])
+    assert bool(low[3, 17].isnan() | high[3, 17].isnan())
+    clean = x.double()[:, 17].flatten()
+    assert moments.mean[17] == pytest.approx(float(clean[clean.isfinite()].mean()), abs=1e-6)
+
+
+def test_a_constant_stays_one_whatever_its_count():
+    values = torch.linspace(0.01, 3, 64)
+    for count in (49, 51, 2499, 5001):
+        moments = FourMoments(64)
+        for _ in range(2):
+            moments.add(values.expand(count, 64).contiguous())
+        assert torch.equal(moments.mean, values.double())
+        assert not moments.var.any()
