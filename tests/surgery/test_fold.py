@@ -607,6 +607,14 @@ def test_undo_of_a_model_that_is_not_as_it_was():
             result.undo()
 
 
+def test_undo_leaves_the_modes_that_the_model_has_now():
+    model = nn.Sequential(conv(), nn.BatchNorm2d(C), nn.ReLU()).double()
+    result = ns.fold(model, image())
+    model.eval()
+    result.undo()
+    assert not any(module.training for module in model)
+
+
 def test_training_after_folding_and_then_undo():
     model = shaken(nn.Sequential(conv(), nn.BatchNorm2d(C)))
     before = state(model)

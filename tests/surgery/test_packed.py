@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import normsmith as ns
 from normsmith.surgery._packed import PackedConv2d, PackedConv3d
@@ -48,7 +49,7 @@ def test_output_stays_and_comes_in_channels_last(dims, options, last):
     result = ns.fold(model, x, pack=True)
     assert result.packed == ("0", "3")
     assert result.folded == ["1"]
-    assert result.unpacked == ""
+    assert result.unpacked == {}
     near(out(model, x), before)
     assert out(model[:1], x).is_contiguous(memory_format=form)
     for other in (of_size(dims, 7), x[:1], x[:, :, 1:, :-1], x[0], x[:0]):
@@ -68,7 +69,7 @@ def test_undo_brings_every_bit_back():
     model.train()
     result.undo()
     assert all(one is other for one, other in zip(model, layers, strict=True))
-    assert model[0].training
+    assert all(layer.training for layer in model)
     model.eval()
     assert torch.equal(out(model, x), before)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -85,7 +86,7 @@ def test_parameters_names_and_state_are_those_of_the_convolution():
     assert list(model.state_dict()) == ["0.weight", "0.bias", "3.weight"]
 
 
-@pytest.mark.parametrize("how", ["copy", "step", "parameter", "load", "assign", "data"])
+@pytest.mark.parametrize("how", ["copy", "step", "fused", "parameter", "load", "assign", "data"])
 def test_new_weights_are_seen(how):
     model, x = net(), of_size()
     ns.fold(model, x, pack=True)
@@ -93,14 +94,16 @@ def test_new_weights_are_seen(how):
     if how == "copy":
         with torch.no_grad():
             model[0].weight.mul_(2)
-    elif how == "step":
-        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    elif how in {"step", "fused"}:
+        optimizer = torch.optim.AdamW(model.parameters(), 0.5, fused=how == "fused")
         model(x).square().sum().backward()
         optimizer.step()
     elif how == "parameter":
         model[0].weight = nn.Parameter(model[0].weight.detach() * 2)
     elif how == "data":
-        model[0].weight.data = model[0].weight.data * 2
+        for _ in range(9):  # the memory of one may become that of the next
+            model[0].weight.data = torch.randn(model[0].weight.shape)
+            near(out(model, x), model(x))
     else:
         model.load_state_dict({key: value * 2 for key, value in model.state_dict().items()}, assign=how == "assign")
     found = out(model, x)
@@ -160,23 +163,56 @@ def test_a_model_that_needs_another_memory_format_is_left():
 
     model, x = Viewing().eval(), of_size()
     before = out(model, x)
-    result = ns.fold(model, x, pack=True)
+    with torch.autocast("cpu"):  # under which nothing would be seen of it
+        result = ns.fold(model, x, pack=True)
     assert result.packed == ()
-    assert "packed the model raises RuntimeError: view size" in result.unpacked
-    assert "nothing is packed" in " ".join(str(result).split())
+    assert list(result.unpacked) == ["inner.0", "inner.3"]
+    assert "packed the model raises RuntimeError: view size" in result.unpacked["inner.0"]
+    assert "not packed: 2 (packed the model raises" in " ".join(str(result).split())
     assert result.folded == ["inner.1"]
     assert type(model.inner[0]) is nn.Conv2d
     near(out(model, x), before)
 
 
-def test_what_cannot_be_packed_is_left():
-    model, x = net(), of_size()
-    model[3] = nn.Conv2d(8, 6, 3, padding="same", padding_mode="zeros")
+def test_what_cannot_be_packed_is_left_with_the_reason():
+    class Own(nn.Conv2d):
+        pass
+
+    kinds = [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")]
+    model = nn.Sequential(*kinds, Own(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
     model[0].register_forward_hook(lambda *_: None)
+    result = ns.fold(model, of_size(), pack=True)
+    assert result.packed == ("4",)
+    assert result.unpacked == {
+        "0": "has hooks",
+        "1": "pads by same",
+        "2": "pads by 'reflect'",
+        "3": "is a Own, not an nn.Conv2d or nn.Conv3d itself",
+    }
+    again = ns.fold(model, of_size(), pack=True)
+    assert again.packed == ("4",)
+    again.undo()
+    assert isinstance(model[4], PackedConv2d)
+    assert "torch.float64 on cpu" in ns.fold(net().double(), of_size().double(), pack=True).unpacked["0"]
+    alone = ns.fold(nn.Conv2d(4, 4, 3), of_size(), pack=True)
+    assert (alone.packed, alone.unpacked) == ((), {"": "is the model itself, which nothing holds"})
+
+
+def test_undo_wants_the_layers_it_left():
+    model, x = net(), of_size()
     result = ns.fold(model, x, pack=True)
-    assert result.packed == ()
-    assert "no Conv2d or Conv3d in float32" in result.unpacked
-    assert ns.fold(net().double(), x.double(), pack=True).packed == ()
+    prune.l1_unstructured(model[0], "weight", 3)
+    with pytest.raises(ns.ModelError, match="edited, or moved since"):
+        result.undo()
+
+
+def test_a_hook_that_came_later_stays():
+    model, x, heard = net(), of_size(), []
+    result = ns.fold(model, x, pack=True)
+    model[0].register_full_backward_hook(lambda *_: heard.append(1))
+    result.undo()
+    model(x).sum().backward()
+    assert heard == [1]
 
 
 def test_without_norms_there_is_still_something_to_pack():
@@ -193,6 +229,6 @@ def test_without_norms_there_is_still_something_to_pack():
 def test_a_torch_without_onednn_is_told(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = net()
-    with pytest.raises(ns.DependencyError, match="pack=True expects a torch built with oneDNN"):
+    with pytest.raises(ns.DependencyError, match="pack=True expects a torch with oneDNN, switched on"):
         ns.fold(model, of_size(), pack=True)
     assert type(model[1]) is nn.BatchNorm2d

@@ -62,16 +62,19 @@ class Carving:
         same = not self.taken_back and all(
             parent._modules.get(key) is instead.get(child, child) for parent, key, child in self.slots
         )
-        for layer, (was, _) in self.weights.items():
-            same &= (layer.weight.shape, layer.weight.dtype, layer.weight.device) == (was.shape, was.dtype, was.device)
+        same &= all("weight" in layer._parameters for layer in (*self.weights, *self.packing))  # not parametrised since
+        if same:
+            for layer, (was, _) in self.weights.items():
+                same &= (layer.weight.shape, layer.weight.dtype, layer.weight.device) == (was.shape, was.dtype, was.device)
         if not same:
             raise ModelError(
                 "undo expects the model as fold left it: got one that was taken back already, edited, or moved since; "
                 "move it back to where it was, or load the weights from before"
             )
-        if self.packed:
-            for old, new in self.packing.items():
-                old.training = new.training
+        for old, new in instead.items():
+            old.train(new.training)
+            if old in self.packing:
+                old._is_full_backward_hook = new._is_full_backward_hook  # the hooks themselves they share
         self.apply(())
         self.taken_back = True
 

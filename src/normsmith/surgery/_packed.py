@@ -1,13 +1,12 @@
 """Convolutions that keep their weights in the layout in which oneDNN computes, instead of bringing them there at every call."""
 
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from normsmith.errors import DependencyError
-from normsmith.surgery._constant import why_fixed
+from normsmith.surgery._constant import TRANSPOSED, why_fixed
 from normsmith.surroundings import must_stay_plain
 
 Convolution = nn.Conv2d | nn.Conv3d
@@ -17,13 +16,14 @@ class _Packed:
     """What is packed of a weight, and the weight it was made of as that was then."""
 
     def __init__(self, weight: Tensor, packed: Tensor) -> None:
-        self.made_of = (weight, weight._version, weight.data_ptr())
+        # Its memory is held: freed, it could be that of the next weight, and nothing would tell the two apart.
+        self.weight, self.version, self.memory = weight, weight._version, weight.untyped_storage()
         self.packed = packed
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether the weight still is what it was."""
-        was, version, place = self.made_of
-        return was is weight and version == weight._version and place == weight.data_ptr()
+        same = self.weight is weight and self.version == weight._version
+        return same and self.memory.data_ptr() == weight.untyped_storage().data_ptr()
 
 
 class _Packing(nn.Module):
@@ -45,6 +45,8 @@ class _Packing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._can_take(x):
+            if torch.is_grad_enabled():
+                self._packed = None  # an optimizer may follow, and fused ones change weights without torch's counting it
             return cast(Tensor, super().forward(x))
         how = [self.padding, self.stride, self.dilation, self.groups]
         if self._packed is None or not self._packed.is_of(self.weight):
@@ -61,7 +63,7 @@ class _Packing(nn.Module):
             return False
         if torch.is_autocast_enabled("cpu") or not torch._C._get_mkldnn_enabled() or self.weight.is_inference():
             return False
-        return all(t.dtype == torch.float32 and t.device.type == "cpu" and not t.is_neg() for t in given)
+        return all(_is_plain(t) for t in given)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy or a file: what is packed can be neither, and is made again."""
@@ -79,16 +81,36 @@ class PackedConv3d(_Packing, nn.Conv3d):
 _KINDS: dict[type[nn.Module], type[_Packing]] = {nn.Conv2d: PackedConv2d, nn.Conv3d: PackedConv3d}
 
 
-def packing(layers: Iterable[nn.Module], held: dict[int, list[str]]) -> dict[nn.Module, nn.Module]:
-    """What would stand for those of the layers that can be packed; `held` is `storages` of the model."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        raise DependencyError("pack=True expects a torch built with oneDNN: got one without; leave pack=False")
-    return {layer: _KINDS[type(layer)].of(layer) for layer in layers if _is_packable(layer, held)}
+def check_available() -> None:
+    """Raise where nothing can be packed."""
+    if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):  # type: ignore[no-untyped-call]
+        raise DependencyError("pack=True expects a torch with oneDNN, switched on: got one without; leave pack=False")
 
 
-def _is_packable(layer: nn.Module, held: dict[int, list[str]]) -> bool:
-    if not isinstance(layer, Convolution) or type(layer) not in _KINDS or why_fixed(layer, held):
-        return False
-    weight = layer.weight
-    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution that one could expect to be packed."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED))
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module is a packed convolution already."""
+    return isinstance(module, _Packing)
+
+
+def packing(layer: nn.Module, held: dict[int, list[str]]) -> nn.Module | str:
+    """What would stand for a convolution, or why nothing can; `held` is `storages` of the model."""
+    kind = _KINDS.get(type(layer))
+    if kind is None:
+        return f"is a {type(layer).__name__}, not an nn.Conv2d or nn.Conv3d itself"
+    fixed = why_fixed(cast(Convolution, layer), held)
+    if fixed:
+        return fixed
+    assert isinstance(layer, Convolution)
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return f"pads by {layer.padding if layer.padding_mode == 'zeros' else layer.padding_mode!r}"
+    return kind.of(layer) if _is_plain(layer.weight) else f"has a weight of {layer.weight.dtype} on {layer.weight.device}"
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    usual = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return usual and not tensor.is_neg()

@@ -1,9 +1,11 @@
 """`fold`: norms that are constants in evaluation go into the convolutions and linear layers beside them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -14,12 +16,10 @@ from normsmith.surgery._console import as_text
 from normsmith.surgery._constant import is_weighted, storages
 from normsmith.surgery._models import expect_module, places, run, wrapper
 from normsmith.surgery._neighbours import watch
-from normsmith.surgery._packed import packing
+from normsmith.surgery._packed import check_available, is_convolution, is_packed, packing
 from normsmith.surgery._plans import Plan, Planner
 from normsmith.surgery._source import is_norm
 from normsmith.surgery._trial import Error, Rehearsal, copied, differences, is_rounding, outputs, trial
-
-NOTHING = "there is no Conv2d or Conv3d in float32 on the CPU whose weights are its own alone"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Fold:
     report: tuple[FoldRow, ...]
     error: Error
     packed: tuple[str, ...]  # the convolutions whose weights are packed
-    unpacked: str  # why none is that was to be
+    unpacked: Mapping[str, str]  # those that are not with pack=True, and why
     _carving: Carving = field(repr=False)
 
     @property
@@ -65,7 +65,8 @@ class Fold:
             title += f", {len(self.packed)} convolutions packed"
         caption = f"the model's output moved by {self.error.largest:.1e}, {self.error.relative:.1e} of the largest"
         if self.unpacked:
-            caption += f"; nothing is packed: {self.unpacked}"
+            reasons = Counter(self.unpacked.values())
+            caption += "; not packed: " + ", ".join(f"{number} ({reason})" for reason, number in reasons.items())
         table = Table(title=title, caption=caption)
         for heading in ("layer", "norm", "folded into", "error", "relative"):
             table.add_column(heading, justify="right" if heading in {"error", "relative"} else "left", overflow="fold")
@@ -85,10 +86,11 @@ def fold(model: nn.Module, example: Any, *, pack: bool = False) -> Fold:
     what turns out to change an output by more than rounding. `print` the result for a table; `result.undo()` takes it all back,
     for which it keeps a copy of the weights.
 
-    `pack=True` also keeps the weights of every `Conv2d` and `Conv3d` in float32 on the CPU in the layout that oneDNN computes in, which
+    `pack=True` also keeps the weights of plain `Conv2d` and `Conv3d` in float32 on the CPU in the layout that oneDNN computes in, which
     it otherwise brings them to at every call; in memory they are then twice. Outputs become channels_last, as they do with
-    `model.to(memory_format=torch.channels_last)`. It serves forwards without gradients (`torch.no_grad`, `torch.inference_mode`); weights
-    that change are packed anew, but a write to `weight.data` in place is not seen, as nothing in torch sees it.
+    `model.to(memory_format=torch.channels_last)`. It serves forwards without gradients (`torch.no_grad`, `torch.inference_mode`). Weights
+    that change are packed anew, unless torch keeps no account of it: writes in place to `weight.data`, to its numpy array, or from
+    another process. What is not packed is in the result, with the reason.
     """
     expect_module(model, "fold")
     names = {module: found[0] for module, found in places(model).items()}
@@ -97,8 +99,8 @@ def fold(model: nn.Module, example: Any, *, pack: bool = False) -> Fold:
     wrapped = _wrapped(model)
     reasons: dict[nn.Module, str] = {norm: wrapped[norm] for norm in norms if norm in wrapped}
     inside = [module for module in names if module not in wrapped]
-    packable = packing(inside, storages(model)) if pack else {}
-    carving, rehearsal, error, unpacked = Carving(model, (), {}), Rehearsal(()), Error(), NOTHING
+    packable = _packable(model, names, wrapped, reasons) if pack else {}
+    carving, rehearsal, error = Carving(model, (), {}), Rehearsal(()), Error()
     if packable or any(is_norm(module) for module in inside):
         with trial(model, bool(wrapped)):
             seen, output = watch(
@@ -116,11 +118,11 @@ def fold(model: nn.Module, example: Any, *, pack: bool = False) -> Fold:
         attempt = _Attempt(model, example, bool(wrapped), plans, packable, first, reasons)
         carving, rehearsal, error = attempt.carving, attempt.rehearsal, attempt.make()
         carving.settle()
-        unpacked = attempt.unpacked
     done = {plan.norm: plan for plan in carving.done}
     report = tuple(_row(norm, names, done.get(norm), reasons.get(norm, ""), rehearsal) for norm in norms)
-    packed = tuple(names[layer] for layer in packable) if carving.packed else ()
-    return Fold(model, report, error, packed, unpacked if pack and not packed else "", carving)
+    packed = tuple(name for name, module in model.named_modules() if is_packed(module))
+    unpacked = {names[layer]: reason for layer, reason in reasons.items() if is_convolution(layer)}
+    return Fold(model, report, error, packed, unpacked, carving)
 
 
 class _Attempt:
@@ -137,7 +139,7 @@ class _Attempt:
         reasons: dict[nn.Module, str],
     ) -> None:
         self.model, self.example, self.eager = model, example, eager
-        self.expected, self.reasons, self.unpacked = first, reasons, NOTHING
+        self.expected, self.reasons = first, reasons
         self.rehearsal = Rehearsal(plans)
         self.carving = Carving(model, plans, packable)
 
@@ -169,9 +171,11 @@ class _Attempt:
     def _pack(self, before: Error) -> Error:
         """Pack the convolutions unless that does harm; the error of the model's output was this before."""
         plans = self.carving.done
-        error, self.unpacked = self._with(plans, packed=True)
-        if not self.unpacked:
+        with torch.autocast("cpu", enabled=False):  # under which they would not be packed, and nothing seen of what that does
+            error, reason = self._with(plans, packed=True)
+        if not reason:
             return error
+        self.reasons.update((layer, reason) for layer in self.carving.packing)
         self.carving.apply(plans)
         return before
 
@@ -217,6 +221,24 @@ def _refuse(model: nn.Module, norms: Sequence[nn.Module], pack: bool) -> None:
         raise ModelError("fold expects a model with norms: got one without; there is nothing to fold")
     if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         raise ModelError("fold expects a model whose lazy layers know their sizes: got one that never ran; run it once")
+
+
+def _packable(
+    model: nn.Module, names: dict[nn.Module, str], wrapped: dict[nn.Module, str], reasons: dict[nn.Module, str]
+) -> dict[nn.Module, nn.Module]:
+    """The convolutions that can be packed, with what would stand for them; to `reasons` why others cannot."""
+    check_available()
+    held, found = storages(model), {}
+    for layer in names:
+        if is_convolution(layer) and not is_packed(layer):
+            instead = (
+                "is the model itself, which nothing holds" if layer is model else wrapped.get(layer) or packing(layer, held)
+            )
+            if isinstance(instead, str):
+                reasons[layer] = instead
+            else:
+                found[layer] = instead
+    return found
 
 
 def _wrapped(model: nn.Module) -> dict[nn.Module, str]:
