@@ -63,6 +63,11 @@ class Scratch:
         torch.sub(block, center.view(-1, *block.shape[1:3], 1), out=self.room)
         return self.room.flatten(0, 1)
 
+    def products(self, block: Tensor, center: Tensor) -> Tensor:
+        """Of all pairs of channels of a group, around the center, summed over positions: (samples, G, g, g)."""
+        moved = self.moved(block, center)
+        return torch.bmm(moved, moved.mT).view(*block.shape[:2], block.shape[2], block.shape[2])
+
 
 def of(t: Tensor, mine: slice) -> Tensor:
     """The samples of a block; what all samples share as it is."""

@@ -7,7 +7,7 @@ Running statistics are numbers for each channel, so a covariance is kept there i
 with the j-th of its group.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,17 +15,23 @@ from torch import Tensor
 from normsmith.arithmetic import Dims
 from normsmith.moments import Count, Moments
 
+Kept = dict[str, tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Covariance(Moments):
-    """Mean (R, C), variance (R, C), covariance (R, G, g, g) and count, an int or (R, 1), of R sets of vectors of C = G * g channels."""
+    """Mean (R, C), variance (R, C), covariance (R, G, g, g) and count, an int or (R, 1), of R sets of vectors of C = G * g channels.
+
+    In `kept` a mix leaves what was costly to find out about these values, for when it is run again for its derivative.
+    """
 
     cov: Tensor
+    kept: Kept = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def made(mean: Tensor, cov: Tensor, count: Count) -> "Covariance":
+    def made(mean: Tensor, cov: Tensor, count: Count, kept: Kept | None = None) -> "Covariance":
         """Of mean and covariance; the variance is on the diagonal."""
-        return Covariance(mean, cov.diagonal(dim1=-2, dim2=-1).flatten(1), count, cov)
+        return Covariance(mean, cov.diagonal(dim1=-2, dim2=-1).flatten(1), count, cov, {} if kept is None else kept)
 
     @property
     def groups(self) -> int:

@@ -5,7 +5,7 @@ bias)`, and y = matrix @ (x - center) + bias within each group. `cells` holds me
 `batch` those of all; the matrix is (1, G, g, g), or (N, G, g, g) where samples differ in it.
 
 All of the work is matrix products over blocks of samples that fit the cache; x - center lives in a block alone, so that nothing of the
-size of x is written but y and dx, and nothing is kept but x. Forward three passes over x (mean, covariance, product); backward two over
+size of x is written but y and dx, and nothing is kept but x. Forward two passes over x (mean and covariance, product); backward two over
 x and dy: sums of dy and of dy (x - center)ᵀ, then the mix is differentiated on its small matrices, and
 
     d x = matrixᵀ dy + slope (x - mean) + d mean / count,  slope = (d cov + d covᵀ) / count.
@@ -126,26 +126,38 @@ class _Pass:
             return y.view(x.shape)
 
     def moments(self, x: Tensor) -> Covariance | None:
-        """As `plain_moments`, block by block, around means by the kernels."""
+        """As `plain_moments`, block by block in one pass."""
         view = cut(x)
         if self.sees == "nothing":
             return None
         if view.numel() == 0 or self.inside is not None:
             return self.plain_moments(widened(view)) if view.numel() else self.nothing(view)
-        shared = self.sees == "batch"
-        mean = backend_for(x).cell_moments(view, shared=shared).mean
-        size = view.shape[1] // self.groups
-        cov = mean.new_zeros((mean.shape[0], self.groups, size, size))
-        room = Scratch()
-        for mine, (source,), _ in blocks([view], self.groups, None, shared):
-            moved = room.moved(source, of(mean, mine))
-            product = torch.bmm(moved, moved.mT).view(-1, *cov.shape[1:])
-            if shared:
-                cov += product.sum(0)
-            else:
-                cov[mine] = product
-        count = self.counted(view)
-        return Covariance.made(mean, cov.div_(count), count)
+        return self.of_batch(view) if self.sees == "batch" else self.of_samples(view)
+
+    def of_samples(self, view: Tensor) -> Covariance:
+        """The moments of every sample."""
+        room, count = Scratch(), view.shape[2]
+        means, covs = [], []
+        for _, (source,), _ in blocks([view], self.groups, None, together=False):
+            means.append(source.mean(3, dtype=statistics_type(view)))
+            covs.append(room.products(source, means[-1]))
+        return Covariance.made(torch.cat(means).flatten(1), torch.cat(covs).div_(count), count)
+
+    def of_batch(self, view: Tensor) -> Covariance:
+        """Those of all samples, every block around a mean of its own, joined by the law of total covariance."""
+        room, count = Scratch(), view.shape[0] * view.shape[2]
+        means, shares, within = [], [], None
+        for _, (source,), _ in blocks([view], self.groups, None, together=True):
+            means.append(source.mean((0, 3), dtype=statistics_type(view)))
+            shares.append(source.shape[0] * source.shape[3] / count)
+            product = room.products(source, means[-1]).sum(0, keepdim=True)
+            within = product if within is None else within.add_(product)
+        assert within is not None
+        each = torch.stack(means)
+        weights = each.new_tensor(shares).view(-1, 1, 1)
+        mean = (weights * each).sum(0, keepdim=True)
+        between = torch.einsum("bgi,bgj->gij", weights * (each - mean), each - mean)
+        return Covariance.made(mean.flatten(1), within.div_(count) + between, count)
 
     def nothing(self, view: Tensor) -> Covariance:
         """The moments of a rank without data."""
@@ -185,7 +197,7 @@ class _Pass:
         leaves = [t.detach().requires_grad_(needed[0]) for m in sources for t in (m.mean, m.cov)]
         with torch.enable_grad():
             pairs = iter(zip(leaves[::2], leaves[1::2], strict=True))
-            copies = [None if m is None else Covariance.made(*next(pairs), m.count) for m in (self.cells, self.batch)]
+            copies = [None if m is None else Covariance.made(*next(pairs), m.count, m.kept) for m in (self.cells, self.batch)]
             found = self.mixed(copies[0], copies[1], given)
         fitted = [(value, grad.sum_to_size(value.shape)) for value, grad in zip(found, outer_grads, strict=True)]
         grads = through(fitted, [*leaves, *given])

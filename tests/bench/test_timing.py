@@ -33,6 +33,16 @@ def test_every_contestant_runs_in_every_round():
     assert calls["a"] >= 5
 
 
+def test_a_contestant_without_memory_drops_out_if_it_may():
+    def fails():
+        raise torch.OutOfMemoryError
+
+    times = interleave({"a": lambda: None, "b": fails}, rounds=2, dispensable={"b"})
+    assert list(times.seconds) == ["a"]
+    with pytest.raises(torch.OutOfMemoryError):
+        interleave({"a": lambda: None, "b": fails}, rounds=2, dispensable={"a"})
+
+
 def test_the_interval_holds_the_median():
     low, high = interval([1.0, 2.0, 3.0, 4.0, 100.0] * 5)
     assert 1 <= low <= 3 <= high <= 100

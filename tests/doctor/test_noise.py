@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normsmith.doctor.cells import CHANNELS, SAMPLES, Cells, chosen, thinned
-from normsmith.doctor.noise import SIZES, independent, noise_curve
+from normsmith.doctor.noise import SIZES, independent, noise_curves
 
 
 def cells_of(x, size=32):
@@ -16,7 +16,7 @@ def cells_of(x, size=32):
 
 def curve_of(x, kurtosis=0.0):
     positions = x[0, 0].numel()
-    return noise_curve(cells_of(x), torch.full((min(x.shape[1], CHANNELS),), kurtosis, dtype=torch.float64), positions)
+    return noise_curves([(cells_of(x), torch.full((min(x.shape[1], CHANNELS),), kurtosis, dtype=torch.float64), positions)])[0]
 
 
 def drawn(*shape, seed=0):

@@ -163,6 +163,16 @@ def test_zca_gradient_of_a_singular_batch():
     assert torch.autograd.gradcheck(lambda x: by("zca_whitening", x, eps=1e-2), (x,))
 
 
+@pytest.mark.parametrize("name", ["zca_whitening", "pca_whitening", "decorrelating"])
+def test_a_step_takes_one_eigendecomposition(name, monkeypatch):
+    made, own = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda sigma: made.append(1) or own(sigma))
+    layer, x = ns.make(name, 6), torch.randn(5, 6, 4, requires_grad=True)
+    for steps in (1, 2):
+        layer(x).square().sum().backward()
+        assert len(made) == steps
+
+
 def test_a_single_sample_with_positions():
     x = example((1, 6, 9, 4))
     assert_same(cov_of(by("zca_whitening", x)), torch.eye(6, dtype=torch.float64), tolerance=1e-4)

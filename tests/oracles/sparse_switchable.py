@@ -2,44 +2,9 @@
 
 import torch
 
+from oracles.switchable import blend, moved, statistics
+
 VARIANTS = [{"momentum": None, "eps": 1e-3}, {"track_running_stats": False}, {"affine": False}]
-
-
-def statistics(x):
-    """Mean and variance of each of the three."""
-    flat = x.reshape(x.shape[0], x.shape[1], -1)
-    positions = flat.shape[2]
-    mean = flat.sum(2) / positions
-    var = ((flat - mean[..., None]) ** 2).sum(2) / positions
-    found = {"instance": (mean, var)}
-    for what, dim in (("layer", 1), ("batch", 0)):
-        middle = mean.mean(dim, keepdim=True)
-        found[what] = (middle, var.mean(dim, keepdim=True) + ((mean - middle) ** 2).mean(dim, keepdim=True))
-    return found
-
-
-def blend(x, found, parts, mean_ratios, var_ratios, weight, bias, eps):
-    mean = sum(r * found[k][0] for r, k in zip(mean_ratios, parts, strict=True))
-    var = sum(r * found[k][1] for r, k in zip(var_ratios, parts, strict=True))
-    cells = list(x.shape[:2]) + [1] * (x.dim() - 2)
-    mean, var = (t.expand(x.shape[:2]).reshape(cells) for t in (mean, var))
-    y = (x - mean) / torch.sqrt(var + eps)
-    per_channel = [1, -1] + [1] * (x.dim() - 2)
-    return y if weight is None else y * weight.view(per_channel) + bias.view(per_channel)
-
-
-def moved(x, found, running_mean, running_var, num_batches_tracked, momentum):
-    m = x.numel() // x.shape[1]
-    if m == 1:
-        return {}
-    count = num_batches_tracked + 1
-    step = momentum if momentum is not None else 1 / count.item()
-    mean, var = (t.flatten() for t in found["batch"])
-    return {
-        "running_mean": (1 - step) * running_mean + step * mean,
-        "running_var": (1 - step) * running_var + step * var * m / (m - 1),
-        "num_batches_tracked": count,
-    }
 
 
 def sparsemax(z):
@@ -93,11 +58,11 @@ def forward(
     instance,
 ):
     parts = ["instance"] * instance + ["layer"] + ["batch"] * use_batch
-    found = statistics(x)
+    found = statistics(x, unbiased=False)
     buffers = {}
     if use_batch and track_running_stats:
         if training:
-            buffers = moved(x, found, running_mean, running_var, num_batches_tracked, momentum)
+            buffers = moved(x, found, running_mean, running_var, num_batches_tracked, momentum, unbiased=False)
         else:
             found["batch"] = (running_mean[None], running_var[None])
     ratios = proportions(mean_weight, mean_fixed, radius), proportions(var_weight, var_fixed, radius)

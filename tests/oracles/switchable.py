@@ -13,11 +13,22 @@ VARIANTS = [
 
 
 def statistics(x, unbiased):
-    """Mean and variance of each of the three; in the authors' form the variance of an instance is unbiased, and so spoils the rest."""
+    """Mean and variance of each of the three, all taken of x itself: that they can be pooled from cells is for the tests to find out."""
     flat = x.reshape(x.shape[0], x.shape[1], -1)
+    if unbiased:
+        return as_the_authors(flat)
+    found = {}
+    for what, dims in (("instance", (2,)), ("layer", (1, 2)), ("batch", (0, 2))):
+        mean = flat.mean(dims, keepdim=True)
+        found[what] = mean.squeeze(2), ((flat - mean) ** 2).mean(dims, keepdim=True).squeeze(2)
+    return found
+
+
+def as_the_authors(flat):
+    """The authors' form: the variance of an instance is unbiased, and so spoils the rest, which is pooled from it."""
     positions = flat.shape[2]
-    mean = flat.sum(2) / positions
-    var = ((flat - mean[..., None]) ** 2).sum(2) / max(positions - int(unbiased), 1)
+    mean = flat.mean(2)
+    var = ((flat - mean[..., None]) ** 2).sum(2) / max(positions - 1, 1)
     found = {"instance": (mean, var)}
     for what, dim in (("layer", 1), ("batch", 0)):
         middle = mean.mean(dim, keepdim=True)

@@ -88,7 +88,7 @@ def stays(model, x, reason, name="norm"):
     result = ns.fold(model, x)
     assert reason in result.left[name], result.left[name]
     assert_identical(model, before)
-    assert not result._surgery.weights  # no copies are held of what was not changed
+    assert not result._carving.weights  # no copies are held of what was not changed
     return result
 
 

@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,25 @@ class Times:
 Clock = Callable[[Callable[[], object], int], float]  # seconds that a run takes, from so many of them
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, device: str = "cpu") -> Times:
-    """Time every contestant once a round, in a new order each round."""
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    device: str = "cpu",
+    dispensable: Collection[str] = (),
+) -> Times:
+    """Time every contestant once a round, in a new order each round; those that may be missing are, if memory is too small for them."""
     repeats, clock = {}, clock_of(device)
     for name, run in runs.items():
-        for _ in range(warmup):
-            run()
-        repeats[name] = max(1, min(200, round(SHORTEST / max(clock(run, 1), 1e-7))))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
+        try:
+            for _ in range(warmup):
+                run()
+            repeats[name] = max(1, min(200, round(SHORTEST / max(clock(run, 1), 1e-7))))
+        except torch.OutOfMemoryError:
+            if name not in dispensable:
+                raise
+    seconds: dict[str, list[float]] = {name: [] for name in repeats}
+    order = list(repeats)
     shuffle = random.Random(0)
     for _ in range(rounds):
         shuffle.shuffle(order)

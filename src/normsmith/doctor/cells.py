@@ -57,7 +57,8 @@ class Cells:
         """Of the samples that were finite, (2, samples, channels), float64."""
         empty = torch.zeros((2, 0, self.channels), dtype=torch.float64)
         every = torch.cat([empty, *(torch.stack(part).double().cpu() for part in self._parts)], 1)
-        return every[:, every.isfinite().all(2).all(0)]
+        finite = every.isfinite()
+        return every if bool(finite.all()) else every[:, finite.all(2).all(0)]
 
     def merge(self, other: "Cells") -> "Cells":
         """Those of both; where there are too many, evenly spaced ones."""

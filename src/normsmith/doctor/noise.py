@@ -10,6 +10,7 @@ excess kurtosis. Positions of one sample are seldom independent: `independent` i
 """
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from normsmith.doctor.cells import Cells
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DRAWS = 32
 ENOUGH = 8  # samples to draw from
+TOGETHER = 16  # layers whose batches are drawn at once
 
 
 @dataclass(frozen=True)
@@ -33,30 +35,53 @@ class NoisePoint:
     theory_std: float
 
 
-def noise_curve(cells: Cells, kurtosis: Tensor, positions: int) -> tuple[NoisePoint, ...]:
-    """The noise at all sizes; nothing if there are too few samples or nothing varies. `kurtosis` is that of the chosen channels."""
-    mean, within = cells.mean_and_var.unbind(0)
-    samples = len(mean)
-    if samples < ENOUGH:
-        return ()
+def noise_curves(layers: Sequence[tuple[Cells, Tensor, int]]) -> list[tuple[NoisePoint, ...]]:
+    """The noise at all sizes for each layer's cells, kurtosis of the chosen channels, and positions.
+
+    Nothing if there are too few samples or nothing varies. Layers of as many samples are worked out by the dozen.
+    """
+    curves: list[tuple[NoisePoint, ...]] = [()] * len(layers)
+    alike: dict[int, list[int]] = {}
+    held = [cells.mean_and_var for cells, _, _ in layers]
+    for at, part in enumerate(held):
+        if part.shape[1] >= ENOUGH and part.shape[2]:
+            alike.setdefault(part.shape[1], []).append(at)
+    for members in alike.values():
+        for start in range(0, len(members), TOGETHER):
+            some = members[start : start + TOGETHER]
+            found = _curves([held[at] for at in some], [layers[at][1] for at in some], [layers[at][2] for at in some])
+            for at, curve in zip(some, found, strict=True):
+                curves[at] = curve
+    return curves
+
+
+def _curves(held: list[Tensor], kurtosis: list[Tensor], positions: list[int]) -> Iterator[tuple[NoisePoint, ...]]:
+    """Those of layers of equally many samples, (2, samples, channels) each."""
+    mean, within = torch.cat(held, 2).unbind(0)
+    samples, channels = mean.shape
+    number = torch.arange(len(held)).repeat_interleave(torch.tensor([part.shape[2] for part in held]))
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(len(held), *values.shape[1:], dtype=torch.float64).index_add_(0, number, values.double())
+
     away = mean - mean.mean(0)
     squares = within + away.square()
     var = squares.mean(0)
-    alive = var > 1e-12 * var.max()
-    if not bool(alive.any()):
-        return ()
+    most = torch.zeros(len(held), dtype=torch.float64).scatter_reduce_(0, number, var, "amax")
+    alive = var > 1e-12 * most[number]
+    living = total(alive)
     unit = torch.where(alive, var, 1)  # a channel in which nothing varies adds nothing
     away, squares = torch.where(alive, away / unit.sqrt(), 0), torch.where(alive, squares / unit, 0)
-    channels = int(alive.sum())
-    one = float(away.square().sum()) / (channels * (samples - 1))
+    ones = (total(away.square().sum(0)) / (living * (samples - 1))).tolist()
     means, sizes = (torch.cat([away, squares], 1).float().T @ drawn(samples)).chunk(2)
     off = sizes.addcmul_(means, means, value=-1).clamp_min_(0).sqrt_().sub_(alive.float().unsqueeze(1))
-    spreads = (off.square_().view(-1, len(SIZES), DRAWS).sum((0, 2)) / (DRAWS * channels)).sqrt().tolist()
-    tails = float((kurtosis[alive] + 2).clamp_min(0).mean())
-    return tuple(
-        NoisePoint(size, (one / size) ** 0.5, spread, (size * positions) ** -0.5, (tails / (4 * size * positions)) ** 0.5)
-        for size, spread in zip(SIZES, spreads, strict=True)
-    )
+    spreads = total(off.square_().view(channels, len(SIZES), DRAWS).sum(2)) / (DRAWS * living.unsqueeze(1))
+    tails = (total(torch.where(alive, (torch.cat(kurtosis) + 2).clamp_min(0), 0)) / living).tolist()
+    for one, row, tail, count, some in zip(ones, spreads.sqrt().tolist(), tails, positions, living.tolist(), strict=True):
+        yield tuple(
+            NoisePoint(size, (one / size) ** 0.5, spread, (size * count) ** -0.5, (tail / (4 * size * count)) ** 0.5)
+            for size, spread in zip(SIZES if some else (), row if some else (), strict=True)
+        )
 
 
 @functools.lru_cache(maxsize=8)

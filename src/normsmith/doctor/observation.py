@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normsmith.doctor.calls import Calls
 from normsmith.doctor.cells import Cells
-from normsmith.doctor.consistency import Consistency, consistency
+from normsmith.doctor.consistency import Consistency, Taken, take
 from normsmith.doctor.full.closer import Closer
 from normsmith.doctor.noise import NoisePoint
 from normsmith.doctor.profile import Profile
@@ -42,8 +42,9 @@ class Layer:
     flip: str = ""  # from which format to which
     by_mates: float = 0.0  # how far the output of a sample moves with what is in the batch beside it, relative
     by_padding: float = 0.0  # the same with padding behind it
-    consistency: Consistency | None = None  # of the first batch
-    noise_curve: tuple[NoisePoint, ...] = ()  # these four are filled in at the end of the observation
+    taken: Taken | None = None  # of the first batch
+    consistency: Consistency | None = None  # what follows from that; these five are filled in at the end of the observation
+    noise_curve: tuple[NoisePoint, ...] = ()
     top_samples: tuple[Sample, ...] = ()
     specificity: Specificity | None = None
     shift: "Shift | None" = None
@@ -55,7 +56,7 @@ class Layer:
         if self.profile is None:
             self.profile, self.cells = Profile(x.shape[1], x.device), Cells(x.shape[1], x.device)
             self.outlying = Outlying(x.shape[1], x.device)
-            self.consistency = consistency(*self.cells.add(x))
+            self.taken = take(*self.cells.add(x))
         else:
             assert self.cells is not None
             self.cells.add(x)

@@ -15,6 +15,7 @@ from normsmith.doctor.hooks import Passing, watching
 from normsmith.doctor.mixing import look_for_mixing
 from normsmith.doctor.observation import Layer, Observation
 from normsmith.doctor.pictures import Pictures, size_of
+from normsmith.doctor.samples import tops
 from normsmith.doctor.together import Company
 from normsmith.errors import InputError, ModelError
 from normsmith.surgery._batches import batches_of, check_loader
@@ -135,12 +136,12 @@ class _Job:
 
     def _furthest(self) -> set[int]:
         """The samples that have outliers in some layer so far."""
-        return {
-            index
+        streams = [
+            (layer.outlying, layer.profile.moments)
             for layer in self.seen.layers
             if layer.profile is not None and layer.outlying is not None
-            for index, _, _ in layer.outlying.top(layer.profile.moments)
-        }
+        ]
+        return {index for top in tops(streams) for index, _, _ in top}
 
     def _give_up(self, who: str, error: Exception) -> None:
         what = str(error).partition("\n")[0]

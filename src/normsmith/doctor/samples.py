@@ -1,5 +1,6 @@
 """Which samples hold the outliers of a layer, of which class they are, and whether a channel is for them alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from normsmith.doctor._describe import Extremes
 from normsmith.doctor.moments import FourMoments
-from normsmith.doctor.topk import LAST, TopK, ordered
+from normsmith.doctor.topk import LAST, TopK, in_kernels, ordered, scores_of
 
 KEPT, SHOWN = 8, 8
 FIRES, FLOOR = 5.0, 4.0  # deviations
@@ -32,6 +33,12 @@ class Specificity:
     one_sample: int
     one_class: int
     general: int
+
+
+def samples_of(keys: Tensor) -> Tensor:
+    """The numbers of the samples in these keys, -1 where there is none."""
+    numbers = keys & LAST
+    return torch.where(numbers == 0, -1, LAST - numbers)
 
 
 class Outlying(TopK):
@@ -60,13 +67,18 @@ class Outlying(TopK):
             low, high = (t.reshape(len(numbers), -1, t.shape[1]) for t in cells)
             low, high = low.amin(1), high.amax(1)
         self.keys = self.keys.to(high.device)
+        if high.dtype == torch.float32 and low.stride() == high.stride() and in_kernels(high):
+            from normsmith.kernels.cpu.describe import keep_tails  # noqa: PLC0415  (numba)
+
+            keep_tails(low, high, numbers.to(high.device, torch.int64).contiguous(), self.keys)
+            return
         self._keep(high, numbers, self.keys[: self.channels // 2])
-        self._keep(low, numbers, self.keys[self.channels // 2 :], negative=True)
+        self._keep(-low, numbers, self.keys[self.channels // 2 :])
 
     @property
     def samples(self) -> Tensor:
         """The numbers of the samples, (2C, k), the furthest first; -1 where there are fewer than k beyond the floor."""
-        return torch.where((self.keys & LAST) == 0, -1, super().samples)
+        return samples_of(self.keys)
 
     def restored(self, state: list[Tensor]) -> "Outlying":
         """A stream like this one with that state."""
@@ -78,33 +90,14 @@ class Outlying(TopK):
         stream.channels, stream.keys = len(keys), keys
         return stream
 
-    def deviations(self, moments: FourMoments, rows: Tensor | slice = slice(None), depth: int = KEPT) -> Tensor:
-        """How many deviations from the mean of its channel each kept element is, (2C, k); minus infinity where there is none finite.
-
-        Or of some rows, and of the `depth` furthest in them.
-        """
+    def deviations(self, moments: FourMoments) -> Tensor:
+        """How many deviations from the mean of its channel each kept element is, (2C, k); minus infinity where there is none finite."""
         mean, std = moments.mean.to(self.keys.device), moments.std.to(self.keys.device)
-        center, unit = torch.cat([mean, -mean])[rows].unsqueeze(1), torch.cat([std, std])[rows].unsqueeze(1)
-        part = self._of(self.keys[rows, :depth])
-        scores = part.scores.double()
-        held = (unit > 0) & (part.samples >= 0) & scores.isfinite()
-        return torch.where(held, (scores - center) / torch.where(unit > 0, unit, 1), -torch.inf)
+        return _deviations(self.keys, torch.cat([mean, -mean]), torch.cat([std, std]))
 
     def top(self, moments: FourMoments, count: int = SHOWN) -> list[tuple[int, int, float]]:
         """Sample, channel and score of the samples furthest out, each once, the furthest first."""
-        wanted = 16 * count  # elements, among which there are so many samples
-        rows = self.deviations(moments, depth=2).amax(1)  # the furthest may be infinite, which counts for nothing
-        rows = rows.topk(min(len(rows), wanted)).indices  # what is in no such row has as many before it
-        far, samples = self.deviations(moments, rows).flatten().cpu(), self._of(self.keys[rows]).samples.flatten().cpu()
-        rows = rows.cpu()
-        order = far.topk(min(len(far), wanted)).indices
-        found: dict[int, tuple[int, int, float]] = {}
-        for at, index, score in zip(order.tolist(), samples[order].tolist(), far[order].tolist(), strict=True):
-            if index >= 0 and score > 0 and index not in found:
-                found[index] = (index, int(rows[at // KEPT]) % (self.channels // 2), score)
-                if len(found) == count:
-                    break
-        return list(found.values())
+        return tops([(self, moments)], count)[0]
 
     def specificity(self, moments: FourMoments, labels: Tensor | None) -> Specificity:
         """What the tails with outliers fire for; `labels` has one for each sample, by its number.
@@ -120,6 +113,51 @@ class Outlying(TopK):
             _, kinds, counts = torch.unique(labels, return_inverse=True, return_counts=True)
             one_class = _of_one_class(kinds[samples.clamp_min(0)], beyond, counts.double() / len(labels))
         return Specificity(one_sample, one_class, len(beyond) - one_sample - one_class)
+
+
+def _deviations(keys: Tensor, center: Tensor, unit: Tensor) -> Tensor:
+    """How many of these units from the center of its row each kept element is, (rows, k); minus infinity where there is none finite."""
+    scores, unit = scores_of(keys).double(), unit.unsqueeze(1)
+    held = (unit > 0) & ((keys & LAST) != 0) & scores.isfinite()
+    return torch.where(held, (scores - center.unsqueeze(1)) / torch.where(unit > 0, unit, 1), -torch.inf)
+
+
+def tops(streams: Sequence[tuple[Outlying, FourMoments]], count: int = SHOWN) -> list[list[tuple[int, int, float]]]:
+    """Of each stream, of a layer of these moments, sample, channel and score of the samples furthest out, as in `Outlying.top`."""
+    if not streams:
+        return []
+    wanted = 16 * count  # elements, among which there are so many samples
+    keys = torch.cat([outlying.keys.cpu() for outlying, _ in streams])
+    every = FourMoments.of(torch.cat([moments.facts.cpu() for _, moments in streams]))
+    sizes = [moments.channels for _, moments in streams]
+    mean, std = (torch.split(t, sizes) for t in (every.mean, every.std))
+    center, unit = torch.cat([t for m in mean for t in (m, -m)]), torch.cat([t for s in std for t in (s, s)])
+    furthest = _deviations(keys[:, :2], center, unit).amax(1)  # the very first may be infinite, which counts for nothing
+    best, start = [], 0
+    for size in sizes:  # what is in no such row has as many before it
+        rows = furthest[start : start + 2 * size]
+        best.append(rows.topk(min(len(rows), wanted)).indices + start)
+        start += 2 * size
+    chosen = torch.cat(best)
+    far, samples = _deviations(keys[chosen], center[chosen], unit[chosen]), samples_of(keys[chosen])
+    channels = torch.cat([torch.arange(size) for size in sizes for _ in range(2)])[chosen]
+    lengths = [len(rows) for rows in best]
+    parts = zip(*(torch.split(t, lengths) for t in (far, samples, channels)), strict=True)
+    return [_ranked(away, numbers, of, wanted, count) for away, numbers, of in parts]
+
+
+def _ranked(far: Tensor, samples: Tensor, channels: Tensor, wanted: int, count: int) -> list[tuple[int, int, float]]:
+    """The first of these elements, (rows, k), each sample once."""
+    far = far.flatten()
+    order = far.topk(min(len(far), wanted)).indices
+    rows, indices = channels[order // KEPT], samples.flatten()[order]
+    found: dict[int, tuple[int, int, float]] = {}
+    for index, channel, score in zip(indices.tolist(), rows.tolist(), far[order].tolist(), strict=True):
+        if index >= 0 and score > 0 and index not in found:
+            found[index] = (index, channel, score)
+            if len(found) == count:
+                break
+    return list(found.values())
 
 
 def _of_one_class(kinds: Tensor, beyond: Tensor, frequency: Tensor) -> int:

@@ -8,12 +8,13 @@ sqrt(d² + (√v - √u)²), in deviations of the source. Averaged over channels
 other data of that domain is what statistics of so many samples are wrong by: the noise of mean and deviation at the number of samples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normsmith.doctor.checks._gap import gap
+from normsmith.doctor.checks._gap import gap, statistics_of, take_gaps
 from normsmith.doctor.observation import Layer
 
 
@@ -43,26 +44,30 @@ def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor
     return ((mean - other_mean).square() + (var.sqrt() - other_var.sqrt()).square()).sqrt()
 
 
-def shift(layer: Layer, samples: int) -> Shift | None:
-    """That of a layer with running statistics which saw data of so many samples; None where they are not finite, or not there."""
-    moments = layer.moments if layer.tracked else None
-    if moments is None:
-        return None
-    source_mean, source_var = (t.cpu() for t in layer.running())
-    if not bool((source_mean - source_var).isfinite().all()):
-        return None
-    own = getattr(layer.module, "part_of", lambda statistic: statistic)
-    mean, var = own(moments.mean.flatten()), own(moments.var.flatten())
+def take_shifts(layers: Sequence[Layer]) -> None:
+    """Fill in those of the layers with running statistics which saw data; none where the statistics are not finite."""
+    tracked = [layer for layer in layers if layer.tracked and layer.reached]
+    take_gaps([layer for layer in tracked if layer.gap is None])
+    if not tracked:
+        return
+    have = statistics_of(tracked)
     tiny = torch.finfo(torch.float64).tiny
-    var, source_var = (var + layer.eps).clamp_min(tiny), (source_var + layer.eps).clamp_min(tiny)
-    found = gap(layer)
-    left = found.chance
-    if layer.noise_curve and samples:
-        last = layer.noise_curve[-1]
-        left = ((last.mean_noise**2 + last.std_noise**2) * last.batch / samples) ** 0.5
-    return Shift(
-        float(divergence(mean, var, source_mean, source_var).mean()),
-        float((wasserstein(mean, var, source_mean, source_var) / source_var.sqrt()).mean()),
-        found.size,
-        min(left, found.size),
-    )
+    var, source_var = ((v + have.eps).clamp_min(tiny) for v in (have.var, have.running_var))
+    both = have.mean, var, have.running_mean, source_var
+    sizes = torch.tensor(have.sizes)
+    finite = have.total((~(have.running_mean - have.running_var).isfinite()).double()) == 0
+    divergences = (have.total(divergence(*both)) / sizes).tolist()
+    distances = (have.total(wasserstein(*both) / source_var.sqrt()) / sizes).tolist()
+    for layer, known, apart, away in zip(tracked, finite.tolist(), divergences, distances, strict=True):
+        if known:
+            size = gap(layer).size
+            layer.shift = Shift(apart, away, size, min(_left(layer), size))
+
+
+def _left(layer: Layer) -> float:
+    """The gap that adapting leaves."""
+    samples = sum(layer.samples)
+    if not layer.noise_curve or not samples:
+        return gap(layer).chance
+    last = layer.noise_curve[-1]
+    return float(((last.mean_noise**2 + last.std_noise**2) * last.batch / samples) ** 0.5)

@@ -18,6 +18,17 @@ def ordered(scores: Tensor) -> Tensor:
     return words ^ ((words >> 31) & _TOP)
 
 
+def in_kernels(scores: Tensor) -> bool:
+    """Whether the cpu kernels take these scores."""
+    return kernels_take(scores) and backend_for(scores) is not reference
+
+
+def scores_of(keys: Tensor) -> Tensor:
+    """The scores in these keys, float32; of an empty place any number."""
+    words = (keys >> 32).int()
+    return (words ^ ((words >> 31) & _TOP)).view(torch.float32)
+
+
 class TopK:
     """The k samples with the largest scores of every channel, each sample once; of equal scores the sample with the lower index.
 
@@ -44,15 +55,15 @@ class TopK:
             self.keys = self.keys.to(scores.device)
             self._keep(scores, samples, self.keys)
 
-    def _keep(self, scores: Tensor, samples: Tensor, kept: Tensor, *, negative: bool = False) -> None:
-        """Insert scores, or their negatives, into these rows of the keys."""
+    def _keep(self, scores: Tensor, samples: Tensor, kept: Tensor) -> None:
+        """Insert scores into these rows of the keys."""
         scores, samples = scores.detach().float(), samples.to(scores.device, torch.int64).contiguous()
-        if kernels_take(scores) and backend_for(scores) is not reference:
+        if in_kernels(scores):
             from normsmith.kernels.cpu.describe import keep_largest  # noqa: PLC0415  (numba)
 
-            keep_largest(scores, samples, kept, negative=negative)
+            keep_largest(scores, samples, kept)
             return
-        scores = -scores.T if negative else scores.T
+        scores = scores.T
         keys = torch.where(scores.isnan(), _EMPTY, (ordered(scores).long() << 32) | (LAST - samples))
         rows = (keys.amax(1) > kept[:, -1]).nonzero().flatten()
         if len(rows):
@@ -89,6 +100,4 @@ class TopK:
     @property
     def scores(self) -> Tensor:
         """Their scores, (C, k), float32; minus infinity where there are fewer than k."""
-        words = (self.keys >> 32).int()
-        scores = (words ^ ((words >> 31) & _TOP)).view(torch.float32)
-        return torch.where(self.keys == _EMPTY, -torch.inf, scores)
+        return torch.where(self.keys == _EMPTY, -torch.inf, scores_of(self.keys))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normsmith.covariance import Kept
 from normsmith.errors import OptionError
 
 
@@ -26,7 +27,7 @@ def regular(cov: Tensor, eps: float) -> Tensor:
     return cov + shift[..., None, None] * _identity(cov)
 
 
-def zca(cov: Tensor, eps: float) -> Tensor:
+def zca(cov: Tensor, eps: float, kept: Kept | None = None) -> Tensor:
     """Sigma^(-1/2), symmetric: of all matrices that whiten the one that moves the data least."""
     finite, sigma = _sound(regular(cov, eps))
     if torch.compiler.is_compiling():
@@ -35,11 +36,11 @@ def zca(cov: Tensor, eps: float) -> Tensor:
         one, other = roots.unsqueeze(-1), roots.unsqueeze(-2)
         found = vectors @ (torch.diag_embed(roots.reciprocal()) - step / (one * other * (one + other))) @ vectors.mT
     else:
-        found = _Roots.apply(sigma)[1]  # type: ignore[no-untyped-call]
+        found = _Roots.apply(sigma, *_eigen(sigma, kept))[1]  # type: ignore[no-untyped-call]
     return torch.where(finite, found, torch.nan)
 
 
-def pca(cov: Tensor, eps: float, *, scaled: bool = True) -> Tensor:
+def pca(cov: Tensor, eps: float, kept: Kept | None = None, *, scaled: bool = True) -> Tensor:
     """The eigenvectors in rows, in the order of falling eigenvalues, each divided by the root of its own if `scaled`.
 
     The sign of an eigenvector is free; its largest element is made positive.
@@ -49,7 +50,7 @@ def pca(cov: Tensor, eps: float, *, scaled: bool = True) -> Tensor:
         values, vectors, step = _perturbed(sigma)
         values, vectors = values + step.diagonal(dim1=-2, dim2=-1), vectors + vectors @ (step * _turning(values))
     else:
-        values, vectors = _Eigen.apply(sigma)  # type: ignore[no-untyped-call]
+        values, vectors = _Eigen.apply(sigma, *_eigen(sigma, kept))  # type: ignore[no-untyped-call]
     rows = vectors.mT.flip(-2)
     largest = rows.detach().abs().argmax(-1, keepdim=True)
     rows = rows * torch.where(rows.detach().gather(-1, largest) < 0, -1, 1)
@@ -116,63 +117,79 @@ def _perturbed(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, vectors, vectors.mT @ sigma @ vectors - torch.diag_embed(values)
 
 
+def _eigen(sigma: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
+    """Eigenvalues in rising order and eigenvectors in columns, as constants; from what is kept if they are there, else put there."""
+    found = None if kept is None else kept.get("eigen")
+    if found is None:
+        values, vectors = torch.linalg.eigh(sigma.detach())
+        found = values, vectors
+        if kept is not None:
+            kept["eigen"] = found
+    return found
+
+
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
 class _Roots(torch.autograd.Function):
-    """Sigma^(1/2) and Sigma^(-1/2)."""
+    """Sigma^(1/2) and Sigma^(-1/2), of Sigma and its eigenvalues and eigenvectors."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(sigma: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(sigma)
-        root = values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    def forward(sigma: Tensor, values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        root = _root(values)
         return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors / root.unsqueeze(-2)) @ vectors.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
+        ctx.save_for_backward(*output, *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        root, inverse = ctx.saved_tensors
-        return _Lyapunov.apply(root, _symmetric(grads[0]) - inverse @ _symmetric(grads[1]) @ inverse)  # type: ignore[no-untyped-call]
+        root, inverse, values, vectors = ctx.saved_tensors
+        right = _symmetric(grads[0]) - inverse @ _symmetric(grads[1]) @ inverse
+        return _Lyapunov.apply(root, right, _root(values), vectors), None, None  # type: ignore[no-untyped-call]
+
+
+def _root(values: Tensor) -> Tensor:
+    return values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
 
 
 class _Lyapunov(torch.autograd.Function):
-    """The symmetric X of root X + X root = right, for a positive definite root and a symmetric right side; its own adjoint."""
+    """The symmetric X of root X + X root = right, for a positive definite root and a symmetric right side; its own adjoint.
+
+    `values` and `vectors` are the eigenvalues and eigenvectors of the root.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(root: Tensor, right: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(root)
+    def forward(root: Tensor, right: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
         sums = (values.unsqueeze(-1) + values.unsqueeze(-2)).clamp_min(torch.finfo(values.dtype).tiny)
         found: Tensor = vectors @ ((vectors.mT @ right @ vectors) / sums) @ vectors.mT
         return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_backward(inputs[0], *inputs[2:], output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        root, solution = ctx.saved_tensors
-        right = _Lyapunov.apply(root, _symmetric(grads[0]))  # type: ignore[no-untyped-call]
-        return -(right @ solution + solution @ right), right
+        root, values, vectors, solution = ctx.saved_tensors
+        right = _Lyapunov.apply(root, _symmetric(grads[0]), values, vectors)  # type: ignore[no-untyped-call]
+        return -(right @ solution + solution @ right), right, None, None
 
 
 class _Eigen(torch.autograd.Function):
-    """Eigenvalues in rising order, and eigenvectors in columns."""
+    """The eigenvalues of Sigma in rising order, and its eigenvectors in columns, which are given as constants."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(sigma: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(sigma)
-        return values, vectors
+    def forward(sigma: Tensor, values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        return values.clone(), vectors.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -182,7 +199,7 @@ class _Eigen(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         values, vectors = ctx.saved_tensors
         inner = torch.diag_embed(grads[0]) + (vectors.mT @ grads[1]) * _turning(values)
-        return _symmetric(vectors @ inner @ vectors.mT)
+        return _symmetric(vectors @ inner @ vectors.mT), None, None
 
 
 def _turning(values: Tensor) -> Tensor:

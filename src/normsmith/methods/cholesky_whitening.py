@@ -8,7 +8,7 @@ Differs from batch norm: takes the covariances out as well; the first channel of
 depends on the order of the channels, and like batch norm not on the scale of any. L^(-1) comes from triangular solves, forward and
 backward, and is then applied as a matrix. In float32 no less than the rounding error of the trace is added on the diagonal, without which
 the factorization of a singular covariance fails.
-Cost: 3 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element. The cheapest matrix of the family.
+Cost: 2 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element. The cheapest matrix of the family.
 Fails when: the batch has fewer vectors than a group has channels: the later channels are then explained in full, and only eps is left.
 Reference: Siarohin, Sangineto and Sebe, "Whitening and Coloring Batch Transform for GANs", ICLR 2019.
 """

@@ -6,7 +6,7 @@ the output is Lambda, diagonal. In evaluation mean and covariance are the runnin
 Differs from batch norm: divides by nothing (so there is no eps), turns instead. Differs from the lecture: that prints D X, without the
 transposition and without the mean. The sign of an axis is free, here its largest element is positive. As in `pca_whitening` an output
 channel is an axis, there is no average of matrices, and the gradient is damped where two eigenvalues meet.
-Cost: 3 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and two eigendecompositions per step.
+Cost: 2 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and an eigendecomposition per step.
 Fails when: two eigenvalues are close: axes trade places from batch to batch.
 Reference: Faye, Azzag and Lebbah, "Unsupervised Adaptive Normalization", IJCNN 2024, in its survey of normalizers.
 """
@@ -24,7 +24,7 @@ from normsmith.whitening import Mix, Triple
 
 
 def mix(cells: None, batch: Covariance, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Triple:
-    return finished(batch.mean, pca(batch.cov, eps, scaled=False), weight, bias)
+    return finished(batch.mean, pca(batch.cov, eps, batch.kept, scaled=False), weight, bias)
 
 
 class Decorrelating(WhiteningNormalizer):

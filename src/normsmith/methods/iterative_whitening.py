@@ -9,7 +9,7 @@ Differs from batch norm: takes most of the covariances out as well. Differs from
 at T = 5 those of weak directions well below 1 (0.34 for 0.23 beside 1, 4 and 26), which is what keeps small batches stable. One group of
 all channels unless `group_size` says otherwise, as in the paper; the authors' code fails with more than one. Differs from the authors'
 code: the running statistic is by default the covariance, not the matrix.
-Cost: 3 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and 3 T products of small matrices.
+Cost: 2 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and 3 T products of small matrices.
 Fails when: the spread of eigenvalues is the signal: T decides how much of it is left.
 Reference: Huang, Zhou, Zhu, Liu and Shao, "Iterative Normalization: Beyond Standardization towards Efficient Whitening", CVPR 2019.
 """

@@ -7,7 +7,7 @@ Differs from batch norm: an output channel is no input channel but an axis, so a
 this one over; the sign of an axis is free, here its largest element is positive. Differs from the lecture: that prints Lambda^(1/2) D X.
 There is no average of matrices, whose signs flip between batches. The gradient of an axis has 1 / (difference of eigenvalues) in it: it is
 damped where that is less than values of this precision tell apart, so it stays finite, but it is large before that.
-Cost: 3 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and two eigendecompositions per step.
+Cost: 2 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and an eigendecomposition per step.
 Fails when: two eigenvalues are close: axes trade places from batch to batch, and what follows cannot learn. For networks take
 `zca_whitening`.
 Reference: Huang, Yang, Lang and Deng, "Decorrelated Batch Normalization", CVPR 2018, which shows that failure.
@@ -25,7 +25,7 @@ from normsmith.whitening import Mix, Triple
 
 
 def mix(cells: None, batch: Covariance, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Triple:
-    return finished(batch.mean, pca(batch.cov, eps), weight, bias)
+    return finished(batch.mean, pca(batch.cov, eps, batch.kept), weight, bias)
 
 
 class PCAWhitening(WhiteningNormalizer):

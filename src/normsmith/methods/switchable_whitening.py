@@ -9,7 +9,7 @@ running mean and covariance.
 Differs from batch norm: whitens, learns which statistics to use, and keeps working for small batches. One-hot logits are, up to the
 Newton-Schulz steps, ZCA whitening of batch or sample, batch norm, instance norm, or layer norm. Differs from switchable norm: the two
 whitening parts. The authors have forms of 2, 3 and 5 parts, here any. Take the logits out of weight decay.
-Cost: 3 passes over x forward, 2 over x and dy backward; a covariance and T steps for every sample.
+Cost: 2 passes over x forward, 2 over x and dy backward; a covariance and T steps for every sample.
 Fails when: the batches of evaluation differ from those of training and the batch has the larger part.
 Reference: Pan, Zhan, Shi, Tang and Luo, "Switchable Whitening for Deep Representation Learning", ICCV 2019.
 """

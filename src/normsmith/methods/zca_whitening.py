@@ -9,7 +9,7 @@ output; a group of 1 is batch norm. `group_size` is the largest that divides the
 has neither the minus of X - mean nor that of the exponent. Differs from the code of decorrelated batch norm: there all groups share one
 covariance; weight starts at random. The gradient is exact where eigenvalues meet (it needs sums of their roots, not differences). In
 float32 no less than the rounding error of the trace is added on the diagonal.
-Cost: 3 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and two eigendecompositions per step.
+Cost: 2 passes over x forward, 2 over x and dy backward; 5 products of g numbers for each element, and an eigendecomposition per step.
 Fails when: the batch has fewer vectors than a group has channels: what lies outside them is only eps; `condition()` tells.
 Reference: Huang, Yang, Lang and Deng, "Decorrelated Batch Normalization", CVPR 2018.
 """
@@ -25,7 +25,7 @@ from normsmith.whitening import Mix, Triple
 
 
 def mix(cells: None, batch: Covariance, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Triple:
-    return finished(batch.mean, zca(batch.cov, eps), weight, bias)
+    return finished(batch.mean, zca(batch.cov, eps, batch.kept), weight, bias)
 
 
 class ZCAWhitening(WhiteningNormalizer):

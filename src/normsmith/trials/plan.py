@@ -14,8 +14,6 @@ from normsmith.trials.labels import label_of
 from normsmith.trials.names import is_code
 from normsmith.trials.recipe import Optimizer, Recipe
 
-_SUPERVISED = (("name", "supervised"),)
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -38,7 +36,7 @@ class Trial:
     target_accuracy: float | None = None
     searching: bool = False  # one of a search of learning rates: judged on a part of the training set
     reference_batch: int | None = None
-    algorithm: tuple[tuple[str, Any], ...] = _SUPERVISED
+    algorithm: tuple[tuple[str, Any], ...] = (("name", "supervised"),)
     reparametrize: str | None = None
     normalize_gradients: str | None = None
 
@@ -81,17 +79,15 @@ class Trial:
     @cached_property
     def identity(self) -> str:
         """Of everything that determines the result, and of the source that computes it."""
-        known = {**_without_unset(asdict(self)), "source": source_version(), "code": _code(self.model)}
+        known = {**asdict(self), "source": source_version(), "code": _code(self.model)}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:20]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        data = _without_unset(asdict(self))
+        data = asdict(self)
         if not isinstance(self.normalizer, str):
             data["normalizer"] = dict(self.normalizer)
         parts: dict[str, Any] = {part: dict(getattr(self, part)) for part in _PARTS}
-        if self.algorithm == _SUPERVISED:  # what it is if nothing is said, as in results from before there were others
-            del data["algorithm"], parts["algorithm"]
         return {**data, **parts, "label": self.label}
 
     @staticmethod
@@ -100,16 +96,10 @@ class Trial:
         data = {key: value for key, value in data.items() if key != "label"}
         if isinstance(data["normalizer"], dict):
             data["normalizer"] = tuple(data["normalizer"].items())
-        return Trial(**{**data, **{part: _frozen(data[part]) for part in _PARTS if part in data}})
+        return Trial(**{**data, **{part: _frozen(data[part]) for part in _PARTS}})
 
 
 _PARTS = ("schedule", "training", "algorithm")
-_LATER = ("reparametrize", "normalize_gradients")
-
-
-def _without_unset(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a trial, without those that came later and say nothing: it is what it was before there were any."""
-    return {key: value for key, value in data.items() if key not in _LATER or value is not None}
 
 
 def _frozen(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -5,7 +5,7 @@ s = 1 / sqrt(. + eps); so E d^2 = (s_u - s_v)^2 v + s_u^2 (m - r)^2 per channel.
 to the output in training, both weighted by weight^2.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,20 +26,64 @@ class Gap:
 def gap(layer: Layer) -> Gap:
     """The gap of a layer with running statistics that saw data."""
     if layer.gap is None:
-        layer.gap = _gap(layer)
+        take_gaps([layer])
+    assert layer.gap is not None
     return layer.gap
 
 
-def _gap(layer: Layer) -> Gap:
-    moments = layer.moments
-    assert moments is not None
-    own = getattr(layer.module, "part_of", lambda statistic: statistic)  # the channels that have running statistics
-    mean, var = own(moments.mean.flatten()), own(moments.var.flatten())
-    running_mean, running_var = (t.cpu() for t in layer.running())
-    by_data, by_buffers = (var + layer.eps).rsqrt(), (running_var + layer.eps).rsqrt()
-    squares = (by_buffers - by_data).square() * var + by_buffers.square() * (mean - running_mean).square()
-    weight = own(layer.gain().cpu().expand(layer.source.num_features)).square()
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of the channels that have running statistics, of several layers, one behind the other: those of the data and of the buffers."""
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: Tensor
+    layer: Tensor  # the number of each channel's layer
+    sizes: list[int]  # channels of each layer
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over each layer's channels."""
+        return values.new_zeros(len(self.sizes)).index_add_(0, self.layer, values)
+
+
+def statistics_of(layers: Sequence[Layer]) -> Statistics:
+    """Those of layers with running statistics which saw data; many small sums are slow one by one."""
+    rows = []
+    for layer in layers:
+        moments = layer.moments
+        assert moments is not None
+        seen = (_own(layer, t.flatten()) for t in (moments.mean, moments.var))
+        rows.append((*seen, *(t.cpu() for t in layer.running())))
+    mean, var, running_mean, running_var = (torch.cat(column) for column in zip(*rows, strict=True))
+    sizes = [len(row[0]) for row in rows]
+    number = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    eps = torch.tensor([layer.eps for layer in layers], dtype=torch.float64)[number]
+    return Statistics(mean, var, running_mean, running_var, eps, number, sizes)
+
+
+def _own(layer: Layer, statistic: Tensor) -> Tensor:
+    """That of the channels that have running statistics."""
+    own: Tensor = getattr(layer.module, "part_of", lambda statistic: statistic)(statistic)
+    return own
+
+
+def take_gaps(layers: Sequence[Layer]) -> None:
+    """Fill in the gaps of layers with running statistics which saw data."""
+    if not layers:
+        return
+    have = statistics_of(layers)
+    by_data, by_buffers = (have.var + have.eps).rsqrt(), (have.running_var + have.eps).rsqrt()
+    off = (have.mean - have.running_mean).square()
+    squares = (by_buffers - by_data).square() * have.var + by_buffers.square() * off
+    gains = [_own(layer, layer.gain().cpu().expand(layer.source.num_features)) for layer in layers]
+    weight = torch.cat(gains).square()
     by_output = weight * by_data.square()
-    scale = max(float(by_output @ var), torch.finfo(torch.float64).tiny)
-    chance = float(by_output @ own(layer.scatter())) / len(layer.samples) / scale
-    return Gap(math.sqrt(float(weight @ squares) / scale), math.sqrt(chance), squares.sqrt())
+    scale = have.total(by_output * have.var).clamp_min(torch.finfo(torch.float64).tiny)
+    scatter = torch.cat([_own(layer, layer.scatter()) for layer in layers])
+    calls = torch.tensor([len(layer.samples) for layer in layers], dtype=torch.float64)
+    chances = (have.total(by_output * scatter) / calls / scale).sqrt().tolist()
+    sizes = (have.total(weight * squares) / scale).sqrt().tolist()
+    for layer, size, chance, channels in zip(layers, sizes, chances, torch.split(squares.sqrt(), have.sizes), strict=True):
+        layer.gap = Gap(size, chance, channels)

@@ -1,7 +1,6 @@
 """From a cut tensor to the loop of `shape.py`."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +10,9 @@ from normsmith.cells import layout
 from normsmith.kernels.cpu import parallel, shape, threads
 from normsmith.kernels.cpu.launch import ZEROS
 
-SHIFT = np.int32(18)  # 32 bins an octave
 TILE = 16  # channels that fill a cache line
-_WORDS: dict[torch.dtype, tuple[Any, Any, Any]] = {
-    torch.float32: (np.int32(0), np.int32(31), np.int32(0x7FFFFFFF)),
-    torch.float64: (np.int64(0), np.int64(63), np.int64(0x7FFFFFFFFFFFFFFF)),
-}
+RUN = 1024  # positions of adjacent channels that are adjacent too, and read in one go
+WORDS = {torch.float32: np.int32(0), torch.float64: np.int64(0)}
 _SIGN = np.int32(-(2**31))  # the bit of it
 _NUMBERS = {torch.int32: np.int32(0), torch.int64: np.int64(0)}
 
@@ -33,15 +29,15 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
     if size == 1:  # the positions of a channel are its samples
         extremes.copy_(x.squeeze(2).T)
         samples, size, strides = 1, samples, (0, strides[1], strides[0])
-    tile = 1 if strides[2] == 1 else TILE
+    tile = max(1, min(TILE, RUN // size)) if strides[2] == 1 else TILE
     tiles = math.ceil(channels / tile)
     number = _NUMBERS[torch.int32 if tallies is None else tallies.dtype]
     lows, highs = (0, 0) if x.shape[2] == 1 else (extremes[0].data_ptr(), extremes[1].data_ptr())
     side = 0 if tallies is None else tallies.shape[1] // 2
     center, inverse = (0, 0) if grid is None else (grid[0].data_ptr(), grid[1].data_ptr())
     arguments = (
-        *(ZEROS[x.dtype], *_WORDS[x.dtype], x.data_ptr(), *strides, samples, channels, size, tile),
-        *(center, inverse, np.int32(side), SHIFT),
+        *(ZEROS[x.dtype], WORDS[x.dtype], x.data_ptr(), *strides, samples, channels, size, tile),
+        *(center, inverse, np.int32(side)),
         *(number, 0 if tallies is None else tallies.data_ptr(), facts.data_ptr(), lows, highs),
     )
     cores = min(threads.available(x.numel()), tiles)
@@ -52,8 +48,13 @@ def describe(x: Tensor, facts: Tensor, extremes: Tensor, tallies: Tensor | None,
         parallel.shape_describe(*arguments, tiles, cores)
 
 
-def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor, *, negative: bool = False) -> None:
-    """Insert float32 scores, (N, C), or their negatives, of samples with these int64 numbers, into descending int64 keys, (C, k)."""
-    _, sign, top = _WORDS[torch.float32]
-    where = (scores.data_ptr(), *scores.stride(), _SIGN if negative else np.int32(0), samples.data_ptr(), *scores.shape)
-    shape.keep_largest(*where, keys.data_ptr(), keys.shape[1], sign, top)
+def keep_largest(scores: Tensor, samples: Tensor, keys: Tensor) -> None:
+    """Insert float32 scores, (N, C), of samples with these int64 numbers, into descending int64 keys, (C, k)."""
+    where = (scores.data_ptr(), *scores.stride(), np.int32(0), samples.data_ptr(), *scores.shape)
+    shape.keep_largest(*where, keys.data_ptr(), keys.shape[1])
+
+
+def keep_tails(lows: Tensor, highs: Tensor, samples: Tensor, keys: Tensor) -> None:
+    """Insert float32 highs and the negatives of lows, (N, C) of equal strides each, into the two halves of the keys, (2 C, k)."""
+    where = (lows.data_ptr(), highs.data_ptr(), *highs.stride(), _SIGN, samples.data_ptr(), *highs.shape)
+    shape.keep_tails(*where, keys.data_ptr(), keys.shape[1])

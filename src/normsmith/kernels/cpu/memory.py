@@ -7,6 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # No "nnan" and no "ninf": a NaN that goes in must come out.
@@ -49,6 +50,43 @@ def cast(typing: Any, value: Any, zero: Any) -> Any:
         return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
 
     return zero(value, zero), generate
+
+
+@intrinsic
+def bits(typing: Any, value: Any, word: Any) -> Any:
+    """The bits of `value` as an integer of the type of `word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return word(value, word), generate
+
+
+@intrinsic
+def ordered(typing: Any, word: Any) -> Any:
+    """An integer that is ordered as the float of these bits; applied twice, the same word again. numba would widen what it shifts."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, bits = arguments[0].type, word.bitwidth - 1
+        flipped = builder.and_(builder.ashr(arguments[0], kind(bits)), kind(2**bits - 1))
+        return builder.xor(arguments[0], flipped)
+
+    return word(word), generate
+
+
+@intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Have the cache line at `address` on its way before it is read; without effect on what is computed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        call = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+        )
+        builder.call(call, [builder.inttoptr(arguments[0], byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
 
 
 @intrinsic

@@ -92,12 +92,12 @@ def columns_grad_input(
 
 @parallel
 def shape_describe(
-    zero, word, sign, top, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, shift, number, tallies, facts,
+    zero, word, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, number, tallies, facts,
     lows, highs, tiles, chunks
 ):
     for k in prange(chunks):
         begin, end = tiles * k // chunks, tiles * (k + 1) // chunks
         shape.describe(
-            zero, word, sign, top, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, shift, number, tallies,
+            zero, word, x, xn, xc, xs, samples, channels, size, tile, center, inverse, side, number, tallies,
             facts, lows, highs, begin, end
         )
