@@ -23,7 +23,7 @@ CASES = [
 # One sample; few samples in several runs, which cores share; more samples than tasks; an odd number of positions.
 SHAPES = [(1, 12, 2, 2), (2, 12, 97, 97), (37, 12, 5, 7), (18, 12, 41, 43), (3, 12, 2, 3, 5), (40, 12, 1, 1)]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-ALL = {"measure", "settle", "transfer", "gather", "pull", "back", "merge"}
+ALL = {"measure", "settle", "transfer", "gather", "pull", "back"}
 
 
 @pytest.fixture

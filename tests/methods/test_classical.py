@@ -168,6 +168,25 @@ class TestGroup:
         assert (layer(x).double() - expected).abs().max() < 3e-4
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", ["columns", "sliced columns", "three dimensions"])
+def test_a_small_layer_norm_in_columns(kind, affine):
+    shape, like = (
+        ((4, 12, 2, 3, 5), torch.channels_last_3d) if kind == "three dimensions" else ((4, 12, 3, 5), torch.channels_last)
+    )
+    x, dy = (example((8, *shape[1:]), torch.float32, seed=seed).contiguous(memory_format=like) for seed in (0, 9))
+    x, dy = (t[:, :6] if kind == "sliced columns" else t[:4] for t in (x, dy))
+    layer = randomized(ns.LayerNorm(x.shape[1], affine=affine))
+    wide = copy.deepcopy(layer).double()
+    results = []
+    for made, leaf in ((layer, x.requires_grad_()), (wide, x.detach().double().contiguous().requires_grad_())):
+        y = made(leaf)
+        results.append([y, *torch.autograd.grad(y, (leaf, *made.parameters()), dy.to(y.dtype))])
+    assert results[0][0].is_contiguous(memory_format=like)
+    for found, expected in zip(*results, strict=True):
+        assert_same(found, expected)
+
+
 class TestTrailingShapes:
     """LayerNorm and RMSNorm with a sequence of sizes are torch's layers."""
 

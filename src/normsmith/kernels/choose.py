@@ -138,10 +138,10 @@ NEVER = math.inf
 OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "batch": (350_000, NEVER),
     "batch_eval": (NEVER, NEVER),
-    "instance": (NEVER, 300_000),
-    "group": (NEVER, 400_000),
-    "layer": (NEVER, 400_000),
-    "rms": (400_000, 300_000),
+    "instance": (NEVER, 100_000),
+    "group": (NEVER, 100_000),
+    "layer": (NEVER, 300_000),
+    "rms": (120_000, 100_000),
     "position": (200_000, NEVER),
     "position_rms": (150_000, 500_000),
 }

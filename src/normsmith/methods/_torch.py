@@ -18,6 +18,20 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     return torch.empty_like(x).copy_(y)
 
 
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """One group over all channels and positions, with a weight and a bias per channel.
+
+    Where channels are last in memory this is torch's layer norm over the dimensions as they lie there, which neither copies nor cancels.
+    """
+    turned = x.movedim(1, -1)
+    same = all(t is None or t.dtype == x.dtype for t in (weight, bias))
+    if x.is_contiguous() or torch.compiler.is_compiling() or not (same and turned.is_contiguous()) or x.numel() == 0:
+        return group_norm(x, 1, weight, bias, eps)
+    sizes = turned.shape[1:]
+    factor, shift = (None if t is None else t.expand(sizes) for t in (weight, bias))
+    return torch.layer_norm(turned, sizes, factor, shift, eps).movedim(-1, 1)
+
+
 def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:
     """torch.nn's `kind`1d, 2d or 3d with the options of `layer`; None if it has policies that torch has not."""
     options = layer.options()

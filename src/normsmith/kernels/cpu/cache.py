@@ -5,6 +5,7 @@ numba looks only at the file of the function it loads, not at the files of the f
 """
 
 import contextlib
+import gc
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,15 @@ def in_own_folder() -> Iterator[None]:
         yield
     finally:
         _config.CACHE_DIR = before
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """The garbage collector waits: while numba is imported or compiles it would walk over all that torch has made, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -19,6 +19,7 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 sequential = njit(**OPTIONS)
+inner = njit(**{**OPTIONS, "cache": False})  # for what is compiled into one other function or two, which are kept
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cfunc, njit, prange, typeof, types
 
-from normsmith.kernels.cpu import threads
+from normsmith.kernels.cpu import cache, threads
 from normsmith.kernels.cpu.memory import OPTIONS, call, sequential, view
 
 _OPTIONS: Any = {key: value for key, value in OPTIONS.items() if key not in {"nogil", "no_cfunc_wrapper"}}
@@ -45,7 +45,8 @@ class Chain:
         """For every item, which is so many runs; `tasks` are items in order, each on one core."""
         kind = type(zero)
         if kind not in self._tables:
-            found = np.array([stage.address(zero) for stage in self.stages])
+            with cache.uncollected(), cache.in_own_folder():
+                found = np.array([stage.address(zero) for stage in self.stages])
             self._tables[kind] = found, found.ctypes.data
         where = (self._tables[kind][1], len(self.stages), zero, arguments, items, length)
         if cores == 0:

@@ -11,7 +11,7 @@ from normsmith.cells import layout
 from normsmith.kernels.cpu import threads, whole_columns, whole_rows
 from normsmith.kernels.cpu.launch import ZEROS, cell_moments, like, place, runs_of
 from normsmith.kernels.cpu.stages import Chain
-from normsmith.kernels.cpu.whole_sets import merge, pull, settle
+from normsmith.kernels.cpu.whole_sets import pull, settle
 from normsmith.kernels.untaken import Untaken, in_type_of
 from normsmith.moments import Pooled
 
@@ -57,16 +57,13 @@ class _Way:
             self.apart[2].run(zero, where, runs, 1, runs, cores)
         else:
             self.together.run(zero, where, samples, parts, tasks, cores)
-        if rest is not _NOTHING:
-            _MERGE.run(zero, where, 1, 1, 1, 0)
 
 
 _FORWARD = {
     by_rows: _Way(loops.measure, settle, loops.transfer) for by_rows, loops in ((False, whole_columns), (True, whole_rows))
 }
 _BACKWARD = {by_rows: _Way(loops.gather, pull, loops.back) for by_rows, loops in ((False, whole_columns), (True, whole_rows))}
-_MERGE = Chain(merge)
-_NOTHING = (0, 0, 0, 0)
+_NOTHING = (0, 0, 0)
 
 
 class _Standardized:
@@ -96,14 +93,14 @@ class _Standardized:
         dy, d_x = like(dy, x), torch.empty_like(x)
         channels, _, _, sets, samples = self.sizes
         tasks, factor = min(samples, TASKS), _readable(self.weight, x)
-        merged = torch.empty((2, channels), dtype=x.dtype)
-        sums = torch.empty(2 * channels * tasks + 2 * samples * sets, dtype=torch.float64)
-        start = sums.data_ptr()
+        lines, sums = torch.empty((2, samples, sets), dtype=x.dtype), torch.empty((tasks, 2, channels), dtype=torch.float64)
         where = (*place(x, self.by_rows), *place(d_x, self.by_rows), *place(dy, self.by_rows))
         arguments = (*where, *self.sizes, _address(factor), 0, *self.known)
-        rest = (start + 16 * channels * tasks, start, tasks, merged.data_ptr())
+        rest = (lines.data_ptr(), sums.data_ptr(), tasks)
         _BACKWARD[self.by_rows].run(ZEROS[x.dtype], self.sizes, tasks, arguments, rest)
-        d_weight, d_bias = merged.unbind()
+        if self.weight is None and self.bias is None:
+            return d_x, None, None
+        d_weight, d_bias = sums.sum(0).to(x.dtype).unbind()
         return d_x, in_type_of(self.weight, d_weight), in_type_of(self.bias, d_bias)
 
 

@@ -14,28 +14,28 @@ each layout. Arguments are doubles, at the places named below: three strided ten
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import cast, fill, sequential, view
+from normsmith.kernels.cpu.memory import cast, fill, inner, view
 from normsmith.kernels.cpu.stages import Stage
 
 WIDE = np.float64(0)
-X, Y, DY, SIZES, WEIGHT, BIAS, FOUND, EPS, CENTERED, ROOM, OWN, SCRATCH, LINES, SUMS, TASKS, OUT = (
-    0, 3, 6, 9, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25
+X, Y, DY, SIZES, WEIGHT, BIAS, FOUND, EPS, CENTERED, ROOM, OWN, SCRATCH, LINES, SUMS, TASKS = (
+    0, 3, 6, 9, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24
 )  # fmt: skip
-LENGTH = 26
+LENGTH = 25
 
 
-@sequential
+@inner
 def table(arguments):
     return view(arguments, WIDE, 0, LENGTH)
 
 
-@sequential
+@inner
 def place(given, at):
     """Address, stride of samples, and that of channels in rows, of positions in columns."""
     return np.int64(given[at]), np.int64(given[at + 1]), np.int64(given[at + 2])
 
 
-@sequential
+@inner
 def sizes(given):
     """Channels, positions, parts, sets and samples."""
     return (
@@ -47,7 +47,7 @@ def sizes(given):
     )
 
 
-@sequential
+@inner
 def sums_of(given, channels, parts, run, begin, core):
     """The place of the two sums of a run, of those from `begin` on."""
     slot = core * parts + run - begin if given[OWN] else np.float64(run)
@@ -55,13 +55,13 @@ def sums_of(given, channels, parts, run, begin, core):
     return view(np.int64(given[ROOM]), WIDE, at, channels), view(np.int64(given[ROOM]), WIDE, at + channels, channels)
 
 
-@sequential
+@inner
 def scratch_of(zero, given, channels, core, number):
     """One of the four vectors of a core."""
     return view(np.int64(given[SCRATCH]), zero, (4 * core + number) * channels, channels)
 
 
-@sequential
+@inner
 def spread(values, factor, out):
     """The numbers of sets, times a factor, over their channels."""
     members = out.size // values.size
@@ -73,13 +73,13 @@ def spread(values, factor, out):
             at += 1
 
 
-@sequential
+@inner
 def centers(zero, given, sets, n, center):
     """What is subtracted from every channel of a sample."""
     spread(view(np.int64(given[FOUND]), zero, n * sets, sets), cast(given[CENTERED], zero), center)
 
 
-@sequential
+@inner
 def scales(zero, given, sets, samples, n, scale):
     """What every channel of a sample is multiplied with."""
     spread(view(np.int64(given[FOUND]), zero, (2 * samples + n) * sets, sets), cast(1, zero), scale)
@@ -158,16 +158,3 @@ def pull(zero, arguments, begin, end, core):
             product += products[c]
         lines[n * sets + g] = -product * inverse * inverse * inverse * share
         lines[(samples + n) * sets + g] = -total * inverse * share * given[CENTERED]
-
-
-@Stage
-def merge(zero, arguments, begin, end, core):
-    """The sums of all tasks, in order: of the weight, then of the bias."""
-    given = table(arguments)
-    width, tasks = 2 * np.int64(given[SIZES]), np.int64(given[TASKS])
-    sums, out = view(np.int64(given[SUMS]), WIDE, 0, tasks * width), view(np.int64(given[OUT]), zero, 0, width)
-    for task in range(1, tasks):
-        for c in range(width):
-            sums[c] += sums[task * width + c]
-    for c in range(width):
-        out[c] = sums[c]
