@@ -77,10 +77,10 @@ class _Pass:
         """Of the batch, or of every sample if the mix wants cells."""
         if self.sees == "nothing":
             return None
-        dims = (0, 2) if self.sees == "batch" else (2,)
         count = self.counted(view)
         divisor = count.clamp_min(1) if isinstance(count, Tensor) else count
-        mean = view.sum(dims, keepdim=True).squeeze(2) / divisor
+        total = view.sum(2)  # one dimension at a time: see `of_batch`
+        mean = (total.sum(0, keepdim=True) if self.sees == "batch" else total) / divisor
         moved = view - mean.unsqueeze(2)
         moved = in_groups(moved if self.inside is None else torch.where(self.inside, moved, 0), self.groups)
         cov = moved @ moved.mT
@@ -148,16 +148,20 @@ class _Pass:
         room, count = Scratch(), view.shape[0] * view.shape[2]
         means, shares, within = [], [], None
         for _, (source,), _ in blocks([view], self.groups, None, together=True):
-            means.append(source.mean((0, 3), dtype=statistics_type(view)))
+            # One dimension at a time: torch sums over both of small maps with an error that grows with the number of samples.
+            means.append(source.mean(3, dtype=statistics_type(view)).mean(0))
             shares.append(source.shape[0] * source.shape[3] / count)
             product = room.products(source, means[-1]).sum(0, keepdim=True)
             within = product if within is None else within.add_(product)
         assert within is not None
+        cov = within.div_(count)
+        if len(means) == 1:
+            return Covariance.made(means[0].view(1, -1), cov, count)
         each = torch.stack(means)
         weights = each.new_tensor(shares).view(-1, 1, 1)
         mean = (weights * each).sum(0, keepdim=True)
         between = torch.einsum("bgi,bgj->gij", weights * (each - mean), each - mean)
-        return Covariance.made(mean.flatten(1), within.div_(count) + between, count)
+        return Covariance.made(mean.flatten(1), cov + between, count)
 
     def nothing(self, view: Tensor) -> Covariance:
         """The moments of a rank without data."""

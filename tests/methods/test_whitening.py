@@ -163,6 +163,25 @@ def test_zca_gradient_of_a_singular_batch():
     assert torch.autograd.gradcheck(lambda x: by("zca_whitening", x, eps=1e-2), (x,))
 
 
+@pytest.mark.parametrize("shape", [(60000, 4, 2, 2), (30000, 4, 3), (9, 4, 60, 60)])
+def test_many_small_maps_far_from_zero(shape):
+    x = torch.randn(shape) + 1e4
+    layer = ns.make("zca_whitening", 4, momentum=None)
+    y = layer(x).double()
+    flat = y.transpose(0, 1).flatten(1)
+    assert flat.mean(1).abs().max() < 4e-3  # 1e4 is itself known to 5e-4
+    assert (flat @ flat.T / flat.shape[1] - torch.eye(4)).abs().max() < 1e-3
+    assert (layer.running_mean - x.double().transpose(0, 1).flatten(1).mean(1)).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize("name", ["batch", "switchable", "zca_whitening", "switchable_whitening"])
+def test_a_count_that_is_a_tensor_fits_running_statistics_of_half_precision(name):
+    layer = ns.make(name, 6, dtype=torch.bfloat16)
+    layer(torch.randn(8, 6, 5, dtype=torch.bfloat16), mask=torch.rand(8, 1, 5) > 0.3)
+    assert layer.running_var.dtype == torch.bfloat16
+    assert layer.running_var.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["zca_whitening", "pca_whitening", "decorrelating"])
 def test_a_step_takes_one_eigendecomposition(name, monkeypatch):
     made, own = [], torch.linalg.eigh

@@ -250,7 +250,8 @@ class RunningNormalizer(Normalizer):
         else:
             tracked.add_(1 if take is None else take.any(-1))
         step = self._step(tracked, mean.dtype, batches)
-        for running, new in self.kept(mean, final_var):
+        for running, found in self.kept(mean, final_var):
+            new = found.to(running.dtype)  # a count that is a tensor has made it wider
             running.lerp_(new if take is None else torch.where(take, new, running), step)
 
     def _step(self, tracked: Tensor, dtype: torch.dtype, batches: Tensor | None = None) -> float | Tensor:
