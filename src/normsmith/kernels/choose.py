@@ -141,7 +141,8 @@ OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "instance": (NEVER, 100_000),
     "group": (NEVER, 100_000),
     "layer": (NEVER, 300_000),
-    "rms": (120_000, 100_000),
+    "rms": (30_000, 30_000),
+    "rms_eval": (200_000, 250_000),
     "position": (200_000, NEVER),
     "position_rms": (150_000, 500_000),
 }
