@@ -23,9 +23,11 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
     Where channels are last in memory this is torch's layer norm over the dimensions as they lie there, which neither copies nor cancels.
     """
+    if x.is_contiguous() or torch.compiler.is_compiling() or x.numel() == 0:
+        return group_norm(x, 1, weight, bias, eps)
     turned = x.movedim(1, -1)
     same = all(t is None or t.dtype == x.dtype for t in (weight, bias))
-    if x.is_contiguous() or torch.compiler.is_compiling() or not (same and turned.is_contiguous()) or x.numel() == 0:
+    if not (same and turned.is_contiguous()):
         return group_norm(x, 1, weight, bias, eps)
     sizes = turned.shape[1:]
     factor, shift = (None if t is None else t.expand(sizes) for t in (weight, bias))

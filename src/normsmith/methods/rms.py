@@ -54,7 +54,9 @@ class RMSNorm(Normalizer):
             return self.activated(F.rms_norm(x, self.num_features, self.weight, self.eps))
         if (
             mask is None
-            and prefer_torch("rms" if torch.is_grad_enabled() else "rms_eval", x, activated=self.bend is not None)
+            and prefer_torch(
+                "rms" if torch.is_grad_enabled() and x.dim() > 2 else "rms_eval", x, activated=self.bend is not None
+            )
             and (self.weight is None or self.weight.dtype == x.dtype)
         ):
             y = F.rms_norm(x, x.shape[1:], None, self.eps)
