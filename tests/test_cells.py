@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import FORMATS
 
+import normsmith as ns
 from normsmith.cells import cut, layout, statistics_of
 
 
@@ -100,3 +101,13 @@ def test_statistics_are_shared_by_samples_or_not():
     cells = numbers(4, 3, 5)
     assert statistics_of(cells, shared=False) == (4, 3)
     assert statistics_of(cells, shared=True) == (1, 3)
+
+
+def test_what_overlaps_has_no_layout():
+    windows = torch.randn(20, 40).unfold(1, 30, 1)
+    assert layout(windows) == "neither"
+    assert layout(windows[:, :1]) == "rows"
+    for name in ("switchable", "instance", "batch"):
+        with ns.backend("reference"):
+            expected = ns.make(name, 11)(windows)
+        torch.testing.assert_close(ns.make(name, 11)(windows), expected, rtol=1e-5, atol=1e-5)

@@ -23,19 +23,29 @@ def cut(x: Tensor) -> Tensor:
 
 def layout(cells: Tensor) -> Layout:
     """The layout of a cut tensor. Where both would do (S = 1 or C = 1), the longer inner loop wins."""
-    samples, channels, positions = cells.shape
-    sample_stride, channel_stride, position_stride = cells.stride()
-    if (
-        (sample_stride == 0 and samples > 1)
-        or (channel_stride == 0 and channels > 1)
-        or (position_stride == 0 and positions > 1)
-    ):
-        return "neither"  # expanded: an output laid out like it would overlap itself
+    _, channels, positions = cells.shape
+    _, channel_stride, position_stride = cells.stride()
+    if not cells.is_contiguous() and _overlaps(cells):
+        return "neither"
     if (position_stride == 1 and positions > 1) or (channels == 1 and positions == 1):
         return "rows"
     if channel_stride == 1 or channels == 1:
         return "columns"
     return "neither"
+
+
+def _overlaps(cells: Tensor) -> bool:
+    """Whether elements lie in one place, as in what was expanded or unfolded: so would those of an output laid out like it."""
+    _, channels, positions = cells.shape
+    if cells.stride() == (channels * positions, 1, channels):  # of all that are asked about, most
+        return False
+    extent = 1
+    for stride, size in sorted(zip(cells.stride(), cells.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                return True
+            extent += stride * (size - 1)
+    return False
 
 
 def statistics_of(cells: Tensor, shared: bool) -> tuple[int, int]:

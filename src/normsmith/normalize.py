@@ -7,7 +7,8 @@ two it wants, and gets None for the other. What `mix` returns is spread to (N, C
 bias may be plain numbers. Options are bound beforehand (functools.partial); every tensor is an argument, because one that `mix` finds
 elsewhere would get no gradient: that is an error.
 
-The node reads x twice forward (moments, affine) and twice backward (sums, gradient), and keeps x and a few numbers per cell. The
+The node reads x twice forward (moments, affine) and twice backward (sums, gradient), or once where a backend can (`at_once`), and keeps x
+and a few numbers per cell. The
 backward runs `mix` again on those numbers where it must be differentiated, so there is no graph to keep. Per cell,
 
     d bias = sum dy,  d scale = sum dy (x - center),  d center = -scale sum dy          (the sums)
@@ -158,7 +159,9 @@ class _Pass:
                     self.closed = found
                     self.whole = found.at_once() if self.act is None and len(tensors) == sum(self.present) else None
                     if self.whole is not None:
-                        return self.whole.y.view_as(x)
+                        y = self.whole.y
+                        del self.whole.y  # what is left of it is kept for the backward
+                        return y.view_as(x)
                 self.affine, self.bend = self.mapped(view, found, self.given)
             refuse_captured(self.affine, self.mix)
             return backend.cell_affine(view, *self.affine, self.bend).view_as(x)

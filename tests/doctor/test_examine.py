@@ -419,3 +419,11 @@ def test_reports(tmp_path):
 def test_codes_are_documented_and_of_one_room_each():
     found = [check.__module__.rsplit(".", 1)[1] for check in CHECKS]
     assert len(set(found)) == len(found)
+
+
+def test_every_batch_with_something_not_finite():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    batches = [torch.randn(8, 3, 9, 9) for _ in range(2)]
+    for x in batches:
+        x[0, 0, 0, 0] = torch.nan
+    assert ns.examine(model, batches).findings

@@ -212,3 +212,15 @@ def test_an_infinity_does_not_hide_the_outlier_beside_it():
     high[1, 7], high[2, 7] = torch.inf, 31.0
     stream.look(Extremes(low, high), torch.arange(4), moments)
     assert stream.top(moments)[0][:2] == (2, 7)
+
+
+def test_two_infinities_do_not_either():
+    channels = 200
+    stream, moments = Outlying(channels), FourMoments(channels)
+    moments.add(torch.randn(64, channels, 4, generator=torch.Generator().manual_seed(0)))
+    stream.begin(moments)
+    low, high = torch.zeros(6, channels), torch.zeros(6, channels)
+    high[4], high[4, 7] = 8.0, 0.0
+    high[0, 7], high[1, 7], high[2, 7] = torch.inf, torch.inf, 31.0
+    stream.look(Extremes(low, high), torch.arange(6), moments)
+    assert stream.top(moments)[0][:2] == (2, 7)

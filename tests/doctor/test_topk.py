@@ -99,3 +99,10 @@ def test_wrong_input():
             top.add(scores, samples)
     top.add(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
     assert (top.samples == -1).all()
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_are_one(zero):
+    scores = torch.full((2, 1), zero)
+    for order in ([5, 3], [3, 5]):
+        assert topk_of(1, *((scores, torch.tensor([n, n + 10])) for n in order)).samples.tolist() == [[3]]

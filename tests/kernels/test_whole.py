@@ -164,6 +164,28 @@ def test_after_a_backward_the_graph_keeps_nothing_of_x(name):
     y.sum().backward()
     assert kept() is None
     assert y.grad_fn is not None
+    assert not hasattr(y.grad_fn.step.whole, "y")  # nor of y
+
+
+def test_x_that_comes_back_in_another_layout():
+    x, grads = laid_out(example((20, 12, 8, 8), torch.float32), "columns").requires_grad_(), []
+    for hook in (lambda t: t, lambda t: t.contiguous()):
+        layer = ns.GroupNorm(12, num_groups=3)
+        with ns.backend("cpu"), torch.autograd.graph.saved_tensors_hooks(hook, lambda t: t):
+            y = layer(x)
+        grads.append(torch.autograd.grad((y**3).sum(), (x, layer.weight)))
+    for one, other in zip(*grads, strict=True):
+        assert_same(one, other)
+
+
+def test_another_default_device_and_a_weight_that_is_elsewhere():
+    x = laid_out(example((3, 12, 5, 5), torch.float32), "columns")
+    with ns.backend("cpu"):
+        expected = ns.LayerNorm(12)(x)
+        with torch.device("meta"):
+            assert torch.equal(ns.LayerNorm(12, device="cpu")(x), expected)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="device"):
+            ns.LayerNorm(12, device="meta")(x)
 
 
 def test_another_backward_of_the_same_graph():

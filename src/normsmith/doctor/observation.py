@@ -133,8 +133,10 @@ class Layer:
         return self.source.method != "frozen"
 
     def scatter(self) -> Tensor:
-        """The variance of the mean of a batch of the average size, per channel."""
-        assert self.means is not None
+        """The variance of the mean of a batch of the average size, per channel; NaN if no batch was finite as a whole."""
+        if self.means is None:
+            assert self.profile is not None
+            return torch.full((self.profile.moments.channels,), torch.nan, dtype=torch.float64)
         calls = len(self.samples)
         return self.means.var.flatten() * calls / max(calls - 1, 1)
 

@@ -93,7 +93,8 @@ def _of_channels(value: Tensor | None, x: Tensor) -> bool:
     """Whether a weight, if there is one, has a number for each channel, in a type that kernels read."""
     if value is None:
         return True
-    return value.shape == (x.shape[1],) and value.is_contiguous() and not value.is_neg() and value.is_floating_point()
+    readable = value.is_contiguous() and not value.is_neg() and value.is_floating_point() and value.device == x.device
+    return value.shape == (x.shape[1],) and readable
 
 
 def in_type_of(value: Tensor | None, grad: Tensor) -> Tensor | None:

@@ -251,8 +251,7 @@ class RunningNormalizer(Normalizer):
             tracked.add_(1 if take is None else take.any(-1))
         step = self._step(tracked, mean.dtype, batches)
         for running, found in self.kept(mean, final_var):
-            new = found.to(running.dtype)  # a count that is a tensor has made it wider
-            running.lerp_(new if take is None else torch.where(take, new, running), step)
+            running.lerp_((found if take is None else torch.where(take, found, running)).to(running.dtype), step)
 
     def _step(self, tracked: Tensor, dtype: torch.dtype, batches: Tensor | None = None) -> float | Tensor:
         """The weight of this batch, or of so many, which have been counted already."""

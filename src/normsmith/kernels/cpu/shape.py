@@ -121,7 +121,8 @@ def keep_largest(scores, step, jump, flip, numbers, samples, channels, keys, kep
         words, values = view(scores, WORD, c * jump, samples * step), view(scores, NARROW, c * jump, samples * step)
         if step == 1:  # adjacent: a glance at all of them, which seldom hold anything to keep
             low, high = extremes(words)
-            if (np.int64(high if flip == 0 else ~low) + 1) << 32 <= row[kept - 1]:
+            most = np.int64(high if flip == 0 else ~low)
+            if (most + (2 if most == -1 else 1)) << 32 <= row[kept - 1]:  # the zero below zero counts as zero
                 continue
         for n in range(samples):
             value = values[n * step]

@@ -5,6 +5,7 @@ addresses and sizes exactly; it treats the runs `begin` to `end` of one item. Ca
 into what calls it, nor for one core and for several, so that both find the same to the bit.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from normsmith.kernels.cpu.memory import OPTIONS, call, sequential, view
 
 _OPTIONS: Any = {key: value for key, value in OPTIONS.items() if key not in {"nogil", "no_cfunc_wrapper"}}
 INDEX = np.int64(0)
+_building = threading.Lock()  # of tables, which are at an address, and of numba's one setting of where it keeps things
 
 
 class Stage:
@@ -45,9 +47,9 @@ class Chain:
         """For every item, which is so many runs; `tasks` are items in order, each on one core."""
         kind = type(zero)
         if kind not in self._tables:
-            with cache.uncollected(), cache.in_own_folder():
+            with _building, cache.uncollected(), cache.in_own_folder():
                 found = np.array([stage.address(zero) for stage in self.stages])
-            self._tables[kind] = found, found.ctypes.data
+                self._tables.setdefault(kind, (found, found.ctypes.data))
         where = (self._tables[kind][1], len(self.stages), zero, arguments, items, length)
         if cores == 0:
             follow(*where, 0, tasks, tasks, 0)

@@ -46,7 +46,7 @@ class _Way:
         cores = threads.available(samples * channels * size)
         shared, several = cores > 0 and _are_few(samples, channels, size), max(cores, 1)
         sums = 2 * channels * parts * (samples if shared else several)
-        room = torch.empty(sums + 4 * channels * several, dtype=torch.float64)
+        room = torch.empty(sums + 4 * channels * several, dtype=torch.float64, device="cpu")
         start = room.data_ptr()
         given = array("d", (*arguments, start, not shared, start + 8 * sums, *rest))
         where, _ = given.buffer_info()
@@ -63,7 +63,6 @@ _FORWARD = {
     by_rows: _Way(loops.measure, settle, loops.transfer) for by_rows, loops in ((False, whole_columns), (True, whole_rows))
 }
 _BACKWARD = {by_rows: _Way(loops.gather, pull, loops.back) for by_rows, loops in ((False, whole_columns), (True, whole_rows))}
-_NOTHING = (0, 0, 0)
 
 
 class _Standardized:
@@ -78,22 +77,24 @@ class _Standardized:
         self.weight, self.bias = weight, bias
         samples, channels, size = x.shape
         self.by_rows, sets = layout(x) == "rows", channels // members
-        self.found = torch.empty((3, samples, sets), dtype=x.dtype)
+        self.found = torch.empty((3, samples, sets), dtype=x.dtype, device=x.device)
         self.y = y = torch.empty_like(x)
         self.sizes = (channels, size, 1 if self.by_rows else runs_of(x), sets, samples)
         self.known = (self.found.data_ptr(), eps, centered)
         factor, shift = _readable(weight, x), _readable(bias, x)
         where = (*place(x, self.by_rows), *place(y, self.by_rows), *_NOWHERE)
         arguments = (*where, *self.sizes, _address(factor), _address(shift), *self.known)
-        _FORWARD[self.by_rows].run(ZEROS[x.dtype], self.sizes, samples, arguments, _NOTHING)
+        _FORWARD[self.by_rows].run(ZEROS[x.dtype], self.sizes, samples, arguments, _NOWHERE)
         self.moments = (self.found[0], self.found[1]) if members == 1 else None
 
     def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradients of x, weight and bias."""
+        x = _laid_out(x, self.by_rows)  # a hook of saved tensors may have brought it back in another layout
         dy, d_x = like(dy, x), torch.empty_like(x)
         channels, _, _, sets, samples = self.sizes
         tasks, factor = min(samples, TASKS), _readable(self.weight, x)
-        lines, sums = torch.empty((2, samples, sets), dtype=x.dtype), torch.empty((tasks, 2, channels), dtype=torch.float64)
+        lines = torch.empty((2, samples, sets), dtype=x.dtype, device=x.device)
+        sums = torch.empty((tasks, 2, channels), dtype=torch.float64, device=x.device)
         where = (*place(x, self.by_rows), *place(d_x, self.by_rows), *place(dy, self.by_rows))
         arguments = (*where, *self.sizes, _address(factor), 0, *self.known)
         rest = (lines.data_ptr(), sums.data_ptr(), tasks)
@@ -102,6 +103,13 @@ class _Standardized:
             return d_x, None, None
         d_weight, d_bias = sums.sum(0).to(x.dtype).unbind()
         return d_x, in_type_of(self.weight, d_weight), in_type_of(self.bias, d_bias)
+
+
+def _laid_out(x: Tensor, by_rows: bool) -> Tensor:
+    """A cut tensor in this layout."""
+    if layout(x) == ("rows" if by_rows else "columns"):
+        return x
+    return x.contiguous() if by_rows else x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _readable(value: Tensor | None, x: Tensor) -> Tensor | None:
