@@ -49,7 +49,7 @@ def watch(model: nn.Module, example: Any, layers: Iterable[nn.Module]) -> tuple[
     """The neighbours of `layers` in one forward, and its output.
 
     Every operation that reaches torch's dispatcher is seen, inside modules and between them, so that nothing depends on how the model is
-    written. Results stay in memory until the forward ends: an identity must not be given twice.
+    written. What goes into these layers and comes out of them stays in memory until the forward ends: an identity must not be given twice.
     """
     seen = _Watch(list(layers))
     hooks = [hook for layer in seen.layers for hook in seen.hooked(layer)]
@@ -70,6 +70,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.layers = layers
         self.inside: list[tuple[nn.Module, str]] = []  # the watched layers being run, innermost last
         self.results: dict[int, Tensor] = {}
+        self.sources: list[Tensor] = []
         self.origins: dict[int, str] = {}
         self.users: dict[int, dict[User, None]] = {}
         self.calls: dict[nn.Module, list[Call]] = {}
@@ -112,6 +113,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 shapes, dtypes = (source.shape, output.shape), (source.dtype, output.dtype)
                 call = Call(layer, id(source), origin, id(output), shapes, dtypes, alone)
                 self.results[call.result] = output
+                self.sources.append(source)
                 self.makers[call.result] = call
                 self.calls.setdefault(layer, []).append(call)
 
@@ -122,6 +124,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What was seen, without the tensors: those that live on without this record are kept by something else."""
         left = {key: weakref.ref(tensor) for key, tensor in self.results.items()}
         self.results.clear()
+        self.sources.clear()
         returned = {id(tensor) for tensor in tensors(output)}
         if any(reference() is not None for key, reference in left.items() if key not in returned):
             gc.collect()  # a cycle that nobody needs is no holder
