@@ -19,6 +19,7 @@ FLOORS = [
     "cells",
     "derivatives",
     "arithmetic",
+    "waiting",
     "moments",
     "covariance",
     "affine",

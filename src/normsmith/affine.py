@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normsmith.arithmetic import AtOnce, Pair
+from normsmith.arithmetic import AtOnce, Bending, Pair
 from normsmith.derivatives import fit
 from normsmith.moments import Moments, Pooled, Pull
 
@@ -42,9 +42,9 @@ class Standardized:
         """Center, scale and bias."""
         return self.moments.mean if self.centered else 0.0, self._factor()[1], 0.0 if self.bias is None else self.bias
 
-    def at_once(self) -> AtOnce | None:
-        """The output without asking for the moments, if the backend can."""
-        return self.moments.at_once(self.weight, self.bias, self.eps, centered=self.centered)
+    def at_once(self, bend: Bending | None = None) -> AtOnce | None:
+        """The output, bent, without asking for the moments, if the backend can."""
+        return self.moments.at_once(self.weight, self.bias, self.eps, centered=self.centered, bend=bend)
 
     def is_closed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether it is made of moments of x and of these tensors themselves, so that `pull` is the whole derivative."""

@@ -18,6 +18,7 @@ __all__ += ["unstandardize", "weigh", "weighted_sum"]
 Dims = int | tuple[int, ...]
 Pair = tuple[Tensor, Tensor]
 Line = tuple[Tensor, Tensor, Tensor]  # slope, pivot, offset: slope * (x - pivot) + offset
+Bending = tuple[str, Tensor]  # an activation: `kernels.Bend`
 Pulled = tuple[
     Tensor, Tensor, Tensor, int | Tensor
 ]  # of a mean and a variance the gradients; the mean, and how many elements have it
@@ -37,8 +38,8 @@ class AtOnce(Protocol):
 
     y: Tensor
 
-    def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The gradients of x, weight and bias."""
+    def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, *tuple[Pair, ...]]:
+        """The gradients of x, weight and bias, and other tensors that the moments were made of, each with its gradient."""
 
 
 class Arithmetic(Protocol):

@@ -20,14 +20,16 @@ is one line in x over that set, however the set was pooled.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from normsmith import arithmetic
-from normsmith.arithmetic import Arithmetic, AtOnce, Dims, Pair
+from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair
 from normsmith.derivatives import fit
+from normsmith.waiting import Few, Waiting
 
 Count = int | Tensor
 Share = Callable[[Tensor, Tensor], Pair]
@@ -43,10 +45,10 @@ class Pull:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class Moments(Waiting):
     """Mean, biased variance and count of the elements of each cell; `count` is a tensor where cells differ in it.
 
-    `by` is who computes with them.
+    `by` is who computes with them. They may wait until somebody asks for them, and have a way to do without until then (`Waiting`).
     """
 
     mean: Tensor
@@ -181,22 +183,17 @@ class Moments:
     @staticmethod
     def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
         """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        by = sources[0].by
-        mean, var = by.weighted_sum(sources, mean_weights, var_weights)
-        return Blend(mean, var, sources[0].count, tuple(sources), mean_weights, var_weights, by=by)
+        blended, by, few = tuple(sources), sources[0].by, _few(sources)
+        take = partial(Blend.of_sources, blended, mean_weights, var_weights)
+        if few is None:
+            return take()
+        return Blend.later(take, few=few, by=by, blended=blended, mean_weights=mean_weights, var_weights=var_weights)
 
     @staticmethod
     def by_channels(*parts: "tuple[Moments, int]") -> "ByChannels":
         """For moments of shapes (N, C) and (1, C): that many channels of each, in order."""
-        sizes = [source.mean.shape[0] for source, _ in parts if source.mean.shape[0] != 1]
-        samples = sizes[0] if sizes else 1  # or none at all
-        pieces, start = [], 0
-        for source, size in parts:
-            every = (source.mean, source.var, source.counts())
-            pieces.append([t.narrow(1, start, size).expand(samples, -1) for t in every])
-            start += size
-        mean, var, count = (torch.cat(piece, 1) for piece in zip(*pieces, strict=True))
-        return ByChannels(mean, var, count, parts, by=parts[0][0].by)
+        few, take = _few([source for source, _ in parts]), partial(ByChannels.of_parts, parts)
+        return take() if few is None else ByChannels.later(take, few=few, by=parts[0][0].by, parts=parts)
 
     def standardize(self, eps: float) -> tuple[Tensor, Tensor]:
         """Center and scale that bring data of these moments to mean 0 and variance 1."""
@@ -208,9 +205,11 @@ class Moments:
             return self.var * (self.count / (self.count - 1).clamp_min(1)).clamp_min(1)  # weights may add up to less than one
         return self.var * (self.count / max(self.count - 1, 1))
 
-    def at_once(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool) -> AtOnce | None:
-        """The data that these are of, standardized, by a backend that can without taking them first."""
-        return None
+    def at_once(
+        self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool, bend: Bending | None = None
+    ) -> AtOnce | None:
+        """The data that these are of, standardized and bent, by a backend that can without taking them first."""
+        return None if self.few is None else self.few(self, weight, bias, eps, centered, bend)
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""
@@ -257,6 +256,13 @@ class Blend(Moments):
     mean_weights: Tensor
     var_weights: Tensor
 
+    @staticmethod
+    def of_sources(blended: tuple[Moments, ...], mean_weights: Tensor, var_weights: Tensor) -> "Blend":
+        """Their values added up."""
+        by = blended[0].by
+        mean, var = by.weighted_sum(blended, mean_weights, var_weights)
+        return Blend(mean, var, blended[0].count, blended, mean_weights, var_weights, by=by)
+
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
         d_mean_weights, d_var_weights, own = to.by.weigh(d_mean, d_var, self.blended, self.mean_weights, self.var_weights)
@@ -275,6 +281,19 @@ class ByChannels(Moments):
 
     parts: tuple[tuple[Moments, int], ...]
 
+    @staticmethod
+    def of_parts(parts: tuple[tuple[Moments, int], ...]) -> "ByChannels":
+        """Their values side by side."""
+        sizes = [source.mean.shape[0] for source, _ in parts if source.mean.shape[0] != 1]
+        samples = sizes[0] if sizes else 1  # or none at all
+        pieces, start = [], 0
+        for source, size in parts:
+            every = (source.mean, source.var, source.counts())
+            pieces.append([t.narrow(1, start, size).expand(samples, -1) for t in every])
+            start += size
+        mean, var, count = (torch.cat(piece, 1) for piece in zip(*pieces, strict=True))
+        return ByChannels(mean, var, count, parts, by=parts[0][0].by)
+
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
         start, channels = 0, self.mean.shape[1]
@@ -292,3 +311,9 @@ class ByChannels(Moments):
 def _runs(rows: Tensor, size: int) -> tuple[Tensor, int]:
     """The run of each row, and how many there are."""
     return torch.arange(rows.shape[0], device=rows.device) // size, (rows.shape[0] + size - 1) // size
+
+
+def _few(sources: "Sequence[Moments]") -> Few | None:
+    """Their way to do without values, if all have one."""
+    found = sources[0].few
+    return found if all(m.few is not None for m in sources) else None

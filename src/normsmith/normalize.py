@@ -142,8 +142,8 @@ class _Pass:
         with without_autocast(x):
             view = cut(x)
             cells, batch = self.plan.moments(reference, view)
-            affine, bend = self.mapped(view, self.mixed(cells, batch, tensors), tensors)
-            y = reference.cell_affine(self.plan.filled(view), *affine, bend).view_as(x)
+            affine = _spread(view, self.mixed(cells, batch, tensors))
+            y = reference.cell_affine(self.plan.filled(view), *affine, self.bent(view, tensors)).view_as(x)
         return Normalized(y, cells and cells.detach(), batch and batch.detach())
 
     def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -155,23 +155,23 @@ class _Pass:
             with torch.enable_grad():  # on detached tensors only: whatever requires a gradient here came in by another door
                 self.given = [t.detach() for t in tensors]
                 found = self.mixed(self.cells, self.batch, self.given)
+                self.bend = self.bent(view, self.given)
                 if isinstance(found, Standardized) and found.is_closed(self.given):
                     self.closed = found
-                    self.whole = found.at_once() if self.act is None and len(tensors) == sum(self.present) else None
+                    self.whole = found.at_once(self.bend)
                     if self.whole is not None:
                         y = self.whole.y
                         del self.whole.y  # what is left of it is kept for the backward
                         return y.view_as(x)
-                self.affine, self.bend = self.mapped(view, found, self.given)
+                self.affine = _spread(view, found)
             refuse_captured(self.affine, self.mix)
             return backend.cell_affine(view, *self.affine, self.bend).view_as(x)
 
-    def mapped(self, view: Tensor, found: Triple | Standardized, tensors: Sequence[Tensor]) -> tuple[Affine, Bend | None]:
-        """The affine map of every cell, and what bends it: the activation, or a floor, which is the one tensor more than the mix has."""
-        affine = _spread(view, found.triple() if isinstance(found, Standardized) else found)
+    def bent(self, view: Tensor, tensors: Sequence[Tensor]) -> Bend | None:
+        """What bends the affine map: the activation, or a floor, which is the one tensor more than the mix has."""
         if self.act is not None:
-            return affine, Bend(self.act.name, _spread_to(view, self.act.slope, statistics_of(view, shared=True)))
-        return affine, Bend("floor", _spread_one(view, tensors[-1])) if len(tensors) > sum(self.present) else None
+            return Bend(self.act.name, _spread_to(view, self.act.slope, statistics_of(view, shared=True)))
+        return Bend("floor", _spread_one(view, tensors[-1])) if len(tensors) > sum(self.present) else None
 
     def mixed(self, cells: Moments | None, batch: Moments | None, tensors: Sequence[Tensor]) -> Triple | Standardized:
         """What the mix gives for these values of its arguments."""
@@ -211,11 +211,13 @@ class _Pass:
     def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
         """The same where it is one pass."""
         assert self.closed is not None
-        d_x, *rest = whole.backward(cut(dy), cut(x))
-        found = [
-            (t, d) for t, d in zip((self.closed.weight, self.closed.bias), rest, strict=True) if t is not None and d is not None
-        ]
-        return [d_x.view_as(x), *through(found, self.given)]
+        d_x, d_weight, d_bias, *found = whole.backward(cut(dy), cut(x))
+        found += [(t, d) for t, d in ((self.closed.weight, d_weight), (self.closed.bias, d_bias)) if t is not None and d is not None]
+        grads = through(found, self.given)
+        for t, d in found:
+            if self.bend is not None and t is self.bend.level:  # which is the floor in another shape and type
+                grads[-1] = fit(d, self.given[-1])
+        return [d_x.view_as(x), *grads]
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull
@@ -238,9 +240,9 @@ class _Pass:
         return grads[len(statistics) :]
 
 
-def _spread(view: Tensor, triple: Triple) -> Affine:
+def _spread(view: Tensor, found: Triple | Standardized) -> Affine:
     """Center, scale and bias as tensors of one shape, (N, C), or (1, C) if all samples share them."""
-    shared = True
+    triple, shared = found.triple() if isinstance(found, Standardized) else found, True
     for value in triple:
         if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] != 1:
             shared = False

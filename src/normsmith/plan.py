@@ -47,8 +47,10 @@ class Plan:
         """(cells, batch), None for what the method does not see; `later`, not before somebody asks for them, as long as x stands."""
         if self.sees == "nothing":
             return None, None
-        if later and self.sees == "cells" and self.within is None and self.mask is None:
-            return backend.cells_later(view), None
+        if later and self.within is None and self.mask is None and (self.world is None or self.sees == "cells"):
+            waiting = backend.cells_later(view, batch=self.sees != "cells")
+            if waiting is not None:
+                return self._seen(waiting, waiting.pool(0) if self.sees != "cells" else None)
         found = backend.cell_moments(view, self.within or self.everywhere(view), shared=self.sees == "batch")
         if self.within is not None:
             found = _spoiled(found, self.within, self.sees == "batch")
@@ -57,8 +59,11 @@ class Plan:
         batch = None if self.sees == "cells" else found if self.sees == "batch" else found.pool(0)
         if batch is not None and self.world is not None:
             batch = self.world.merge(batch if view.numel() else _nothing(batch))
+        return self._seen(found, batch)
+
+    def _seen(self, cells: Pooled, batch: Moments | None) -> tuple[Pooled | None, Pooled | None]:
         assert batch is None or isinstance(batch, Pooled)
-        return None if self.sees == "batch" else found, batch
+        return None if self.sees == "batch" else cells, batch
 
     def line(self, pull: Pull) -> Line | None:
         """The gradients through moments of x, one line in x; None if nothing went that way."""

@@ -1,7 +1,8 @@
 """Four operations on cut tensors, which know no method and no module, and some on statistics; every backend has the same.
 
     cell_moments(x, within, shared)                  Moments of the cells, or pooled over the samples
-    cells_later(x)                                   the same of cells, which may wait until somebody asks for their values
+    cells_later(x, batch)                            the same of cells, which may wait until somebody asks for their values; None
+                                                     if those of the batch are wanted too, and there is no way to make use of that
     cell_affine(x, center, scale, bias, bend)        y = (x - center) * scale + bias, bent
     cell_grad_sums(dy, x, center, within, shared, bent)    sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, bent)   dx = dy * scale + ((x - pivot) * slope + offset)
@@ -61,7 +62,7 @@ class Backend(Arithmetic, Protocol):
 
     def cell_moments(self, x: Tensor, within: Bounds | None = None, *, shared: bool = False) -> Pooled: ...
 
-    def cells_later(self, x: Tensor) -> Pooled: ...
+    def cells_later(self, x: Tensor, *, batch: bool = False) -> Pooled | None: ...
 
     def cell_affine(self, x: Tensor, center: Tensor, scale: Tensor, bias: Tensor, bend: Bend | None = None) -> Tensor: ...
 

@@ -1,13 +1,15 @@
 """Moments that wait until somebody asks for them: if nobody does, a backend standardizes data with one read of x instead of two."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from normsmith import arithmetic
-from normsmith.arithmetic import Arithmetic, AtOnce, Dims, Pair
-from normsmith.moments import Moments, Pooled, Share
+from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair
+from normsmith.moments import Moments, Pooled
+from normsmith.waiting import Few
 
 
 class Whole(AtOnce, Protocol):
@@ -25,68 +27,110 @@ class Standardize(Protocol):
 
 
 class Untaken(Pooled):
-    """Moments of the cells of a tensor, or of sets of their adjacent channels, taken when their values are first asked for."""
+    """Moments of the cells of a tensor, or of sets of adjacent ones, taken when their values are first asked for.
 
-    _take: Callable[[], Moments] | None
-    _standardize: Standardize
+    A set is so many channels (`members`) of as many samples (`height`). A backend may have a way from x to its output for sets within
+    a sample (`standardize`), and another, for small tensors, whatever is made of any sets of one tensor (`few`).
+    """
+
+    _standardize: Standardize | None
+    _cells: "Untaken | None"  # of which the sets are, unless these are the cells
     x: Tensor
     members: int
+    height: int
+    shape: tuple[int, int]  # of their values: one for each set, or for each cell
 
     def __init__(
-        self, x: Tensor, members: int, take: Callable[[], Moments], standardize: Standardize, by: Arithmetic = arithmetic
+        self,
+        x: Tensor,
+        members: int,
+        take: Callable[[], Moments],
+        standardize: Standardize | None,
+        by: Arithmetic = arithmetic,
+        *,
+        few: Few | None = None,
+        height: int = 1,
+        shape: tuple[int, int] | None = None,
+        cells: "Untaken | None" = None,
     ) -> None:
-        self._set(x=x, members=members, _take=take, _standardize=standardize, count=members * x.shape[2], world=False, by=by)
+        samples, channels, positions = x.shape
+        self._set(x=x, members=members, height=height, shape=shape or (samples, channels), _cells=cells)
+        self._set(count=height * members * positions, by=by, few=few, _take=take, _standardize=standardize)
 
     def _set(self, **values: Any) -> None:
         self.__dict__.update(values)  # past the frozen dataclass
 
-    def __getattr__(self, name: str) -> Any:
-        """Of the fields that are not there yet."""
-        if name not in {"mean", "var"} or self._take is None:
-            raise AttributeError(name)
-        found = self._take()
-        self._settle(found.mean, found.var, found.share if isinstance(found, Pooled) else None)
-        return getattr(self, name)
+    def taken(self) -> None:
+        """From now on x is of no more use."""
+        super().taken()
+        for name in ("x", "_cells"):
+            self.__dict__.pop(name, None)
 
-    def _settle(self, mean: Tensor, var: Tensor, share: Share | None = None) -> None:
-        """From now on they are taken, and x is of no more use."""
-        self._set(mean=mean, var=var, share=share)
-        self._forget()
+    def settle(self, take: Callable[[], Moments] | None) -> None:
+        """From now on there is another way to find them, or none."""
+        if self.waits:
+            self.taken()
+            self._set(_take=take)
 
-    def _forget(self) -> None:
-        self._set(_take=None)
-        del self.__dict__["x"]
+    @property
+    def cells(self) -> "Untaken":
+        """Of which the sets are."""
+        return self if self._cells is None else self._cells
+
+    @property
+    def waits(self) -> bool:
+        """Whether nobody has asked for them."""
+        return "x" in self.__dict__
 
     def pool(self, dims: Dims) -> Moments:
-        """As of any moments; over all channels it may wait too."""
-        whole, channels = super().pool, self.channels
-        return whole(dims) if channels is None or dims != 1 else self._of_sets(channels, lambda: whole(dims))
+        """As of any moments; over all channels it may wait too, and over all samples where there is a way for that."""
+        whole, is_cells = super().pool, self._is_cells
+        samples, channels = self.shape
+        if is_cells and dims == 1:
+            return self._of_sets(1, channels, (samples, 1), lambda: whole(1))
+        if is_cells and dims == 0 and self.few is not None:
+            return self._of_sets(samples, 1, (1, channels), lambda: whole(0))
+        return whole(dims)
 
     def pool_groups(self, groups: int) -> Moments:
         """As of any moments; it may wait too."""
-        whole, channels = super().pool_groups, self.channels
-        return whole(groups) if channels is None else self._of_sets(channels // groups, lambda: whole(groups))
+        whole = super().pool_groups
+        if not self._is_cells:
+            return whole(groups)
+        return self._of_sets(1, self.shape[1] // groups, self.shape, lambda: whole(groups))
 
-    def _of_sets(self, members: int, take: Callable[[], Moments]) -> "Untaken":
-        return Untaken(self.x, members, take, self._standardize, self.by)
+    def pool_runs(self, size: int) -> Moments:
+        """As of any moments; it may wait too where there is a way for that."""
+        whole = super().pool_runs
+        if not self._is_cells or self.few is None or self.shape[0] % size:
+            return whole(size)
+        return self._of_sets(size, 1, self.shape, lambda: whole(size))
+
+    def _of_sets(self, height: int, members: int, shape: tuple[int, int], take: Callable[[], Moments]) -> "Untaken":
+        return Untaken(
+            self.x, members, take, self._standardize, self.by, few=self.few, height=height, shape=shape, cells=self
+        )
 
     @property
-    def channels(self) -> int | None:
-        """How many, of cells that nobody has asked for."""
-        return self.x.shape[1] if self._take is not None and self.members == 1 else None
+    def _is_cells(self) -> bool:
+        """Whether they are the cells themselves, and nobody has asked for them."""
+        return self.waits and self._cells is None
 
-    def at_once(self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool) -> AtOnce | None:
+    def at_once(
+        self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool, bend: Bending | None = None
+    ) -> AtOnce | None:
         """The data standardized, if nobody has asked for these moments and the backend has a way."""
-        if self._take is None or not (_of_channels(weight, self.x) and _of_channels(bias, self.x)):
+        if not self.waits:
             return None
-        found = self._standardize(self.x, self.members, weight, bias, eps, centered=centered)
-        if found is None:
+        found = super().at_once(weight, bias, eps, centered=centered, bend=bend)
+        if found is not None or bend is not None or self._standardize is None:
+            return found
+        if not (_of_channels(weight, self.x) and _of_channels(bias, self.x)):
             return None
-        if found.moments is None:
-            self._forget()
-        else:
-            self._settle(*found.moments)
-        return found
+        whole = self._standardize(self.x, self.members, weight, bias, eps, centered=centered)
+        if whole is not None:
+            self.settle(None if whole.moments is None else partial(Pooled, *whole.moments, self.count))
+        return whole
 
 
 def _of_channels(value: Tensor | None, x: Tensor) -> bool:

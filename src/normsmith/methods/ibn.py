@@ -40,6 +40,7 @@ def mix(
     bias: Tensor | None,
     *,
     half: int,
+    rest: int,
     eps: float,
 ) -> Standardized:
     if running_mean is not None and running_var is not None:
@@ -48,7 +49,6 @@ def mix(
         only = cells or batch
         assert only is not None
         return Standardized(only, weight, bias, eps)
-    rest = batch.mean.shape[1] - half
     return Standardized(Moments.by_channels((cells, half), (batch, rest)), weight, bias, eps)
 
 
@@ -89,7 +89,7 @@ class IBN(RunningNormalizer):
         sees_batch = rest > 0 and running[0] is None
         result = normalize(
             x,
-            partial(mix, half=half, eps=self.eps),
+            partial(mix, half=half, rest=rest, eps=self.eps),
             *running,
             self.weight,
             self.bias,

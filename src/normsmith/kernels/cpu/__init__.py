@@ -7,6 +7,7 @@
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
     whole.py, whole_columns.py, whole_rows.py, whole_sets.py, stages.py    a sample standardized and mapped while it is in the cache
+    few.py, few_loops.py    a small tensor in one call, whatever its statistics are made of
     blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, shape_blocks.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     mixture.py, mixture_blocks.py, mixture_loops.py, mixture_parallel.py, exponential.py    the operations of mixtures, both layouts
@@ -35,7 +36,7 @@ try:
             move_average,
             weigh,
         )
-        from normsmith.kernels.cpu.whole import cells_later
+        from normsmith.kernels.cpu.few import cells_later
         from normsmith.kernels.reference import lines, pool, share, standardize, unstandardize, weighted_sum
 
     threads.start()
