@@ -9,6 +9,7 @@ import torch
 from helpers import assert_same
 
 from normsmith.affine import Standardized, pull_triple, through
+from normsmith.combined import blend, by_channels
 from normsmith.moments import Moments, Pooled, Pull
 
 CELLS = (4, 6)
@@ -95,15 +96,15 @@ def test_only_what_is_made_of_moments_of_x_is_closed():
     assert closed(cells)
     assert not closed(cells.map(lambda t: t.squeeze(2)))
     cells = Pooled(cells.mean[..., 0], cells.var[..., 0], 5)
-    blend = Moments.blend([cells, cells.pool(0)], weights, weights)
-    halves = Moments.by_channels((cells, 2), (cells.pool(0), 4))
+    mixed = blend([cells, cells.pool(0)], weights, weights)
+    halves = by_channels((cells, 2), (cells.pool(0), 4))
     for short in (cells.pool(0), cells.pool(1).pool(0), cells.pool_groups(2), cells.pool_sets(ids, 2), halves):
         assert closed(short)
     for long in (cells.detach(), cells.pool_groups(2).pool(0), cells.pool_sets(ids, 2).pool_groups(3), cells.merge(cells)):
         assert not closed(long)
-    assert closed(blend, weights)
-    assert not closed(blend), "the weights come from elsewhere"
-    assert not closed(Moments.by_channels((cells, 2), (cells.detach(), 4)))
+    assert closed(mixed, weights)
+    assert not closed(mixed), "the weights come from elsewhere"
+    assert not closed(by_channels((cells, 2), (cells.detach(), 4)))
     world = Pooled(cells.mean, cells.var, 5, world=True)
     assert closed(world)
     assert not closed(world.pool(1)), "the gradients of all ranks come together at the batch, not behind it"

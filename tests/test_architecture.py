@@ -21,6 +21,7 @@ FLOORS = [
     "arithmetic",
     "waiting",
     "moments",
+    "combined",
     "covariance",
     "affine",
     "surroundings",

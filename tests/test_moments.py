@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from normsmith.combined import blend
 from normsmith.moments import Moments
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
@@ -198,7 +199,7 @@ def test_blend_weighs_statistics():
     cells = Moments.of(data(4, 3, 5), 2).map(lambda t: t.squeeze(2))
     sources = [cells, cells.pool(1), cells.pool(0)]
     weights = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]], dtype=torch.float64)
-    blended = Moments.blend(sources, *weights)
+    blended = blend(sources, *weights)
     assert_same(blended.mean, 0.5 * sources[0].mean + 0.2 * sources[1].mean + 0.3 * sources[2].mean)
     assert_same(blended.var, 0.1 * sources[0].var + 0.6 * sources[1].var + 0.3 * sources[2].var)
     assert blended.count == cells.count
@@ -207,7 +208,7 @@ def test_blend_weighs_statistics():
 def test_blend_wants_a_weight_for_every_source():
     cells = Moments.of(data(4, 3), 1)
     with pytest.raises(ValueError, match="zip"):
-        Moments.blend([cells, cells], torch.ones(3), torch.ones(2))
+        blend([cells, cells], torch.ones(3), torch.ones(2))
 
 
 def test_unbiased_divides_by_one_less():
@@ -245,7 +246,7 @@ STEPS = {
     "pool both": lambda m: m.pool((0, 1)),
     "groups": lambda m: m.pool_groups(1),
     "merge": lambda m: m.merge(m.map(lambda t: t.flip(0))),
-    "blend": lambda m: Moments.blend([m, m.pool(0)], torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])),
+    "blend": lambda m: blend([m, m.pool(0)], torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])),
 }
 
 

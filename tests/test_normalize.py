@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normsmith as ns
 from normsmith.affine import Standardized
+from normsmith.combined import blend, by_channels
 from normsmith.kernels import reference
 from normsmith.measure import measure
 from normsmith.moments import Moments, Pooled
@@ -92,7 +93,7 @@ def plain_constants(x, mask, mean, var, weight, bias):
 
 def mix_switchable(cells, batch, mean_weights, var_weights, weight, bias):
     sources = (cells, cells.pool(1), batch)
-    return Standardized(Moments.blend(sources, mean_weights.softmax(0), var_weights.softmax(0)), weight, bias, EPS)
+    return Standardized(blend(sources, mean_weights.softmax(0), var_weights.softmax(0)), weight, bias, EPS)
 
 
 def plain_switchable(x, mask, mean_weights, var_weights, weight, bias):
@@ -564,8 +565,8 @@ def test_x_and_a_few_numbers_are_saved(name):
 
 IDS = torch.tensor([0, 2, 0, 2])
 COMBINED = {
-    "blended": lambda cells, batch, *weights: Moments.blend([cells, cells.pool(1), batch], *weights),
-    "by channels": lambda cells, batch, *_: Moments.by_channels((cells, 2), (batch, 4)),
+    "blended": lambda cells, batch, *weights: blend([cells, cells.pool(1), batch], *weights),
+    "by channels": lambda cells, batch, *_: by_channels((cells, 2), (batch, 4)),
     "pooled in sets": lambda cells, batch, *_: cells.pool_sets(IDS, 3),
     "pooled in groups": lambda cells, batch, *_: cells.pool_groups(3),
     "pooled": lambda cells, batch, *_: cells.pool(1),

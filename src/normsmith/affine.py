@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normsmith.arithmetic import AtOnce, Bending, Pair
+from normsmith.arithmetic import AtOnce, Bending, Pair, Towards
 from normsmith.derivatives import fit
 from normsmith.moments import Moments, Pooled, Pull
 
@@ -22,7 +22,7 @@ Triple = tuple[Tensor | float, Tensor, Tensor | float]
 class Standardized:
     """Data of these moments brought to mean 0 and variance 1, then times `weight` plus `bias`, where there are any.
 
-    Not `centered`, they are only divided by the root of their mean square.
+    Not `centered`, they are only divided by the root of their mean square. `towards` other moments they are drawn before weight and bias.
     """
 
     moments: Moments
@@ -30,21 +30,43 @@ class Standardized:
     bias: Tensor | None
     eps: float
     centered: bool = True
+    towards: Towards | None = None
     _factors: Pair | None = field(default=None, init=False)
+    _drawn: Pair | None = field(default=None, init=False)
 
     def _factor(self) -> Pair:
         """What data are divided by, as a factor, alone and times the weight; kept for `pull`."""
         if self._factors is None:
-            self._factors = self.moments.by.standardize(self.moments, self.weight, self.eps, centered=self.centered)
+            weight = self._applied()[0]
+            self._factors = self.moments.by.standardize(self.moments, weight, self.eps, centered=self.centered)
         return self._factors
+
+    def _applied(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias as standardized data get them."""
+        weight, bias = self.weight, self.bias
+        if self.towards is None:
+            return weight, bias
+        ratio, drift = self._draw(self.towards)
+        if weight is not None:
+            ratio, drift = ratio * weight, drift * weight
+        return ratio, drift if bias is None else drift + bias
+
+    def _draw(self, to: Towards) -> Pair:
+        """Ratio and drift, constants; kept for `pull`."""
+        if self._drawn is None:
+            inverse = (to.var + self.eps).rsqrt()
+            ratio = ((self.moments.var.detach() + self.eps).sqrt() * inverse).clamp(1 / to.ratio, to.ratio)
+            self._drawn = ratio, ((self.moments.mean.detach() - to.mean) * inverse).clamp(-to.drift, to.drift)
+        return self._drawn
 
     def triple(self) -> Triple:
         """Center, scale and bias."""
-        return self.moments.mean if self.centered else 0.0, self._factor()[1], 0.0 if self.bias is None else self.bias
+        bias = self._applied()[1]
+        return self.moments.mean if self.centered else 0.0, self._factor()[1], 0.0 if bias is None else bias
 
     def at_once(self, bend: Bending | None = None) -> AtOnce | None:
         """The output, bent, without asking for the moments, if the backend can."""
-        return self.moments.at_once(self.weight, self.bias, self.eps, centered=self.centered, bend=bend)
+        return self.moments.at_once(self.weight, self.bias, self.eps, centered=self.centered, bend=bend, towards=self.towards)
 
     def is_closed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether it is made of moments of x and of these tensors themselves, so that `pull` is the whole derivative."""
@@ -54,9 +76,15 @@ class Standardized:
     def pull(self, scale: Tensor, total: Tensor, product: Tensor, to: Pull) -> None:
         """Send the gradients that follow from the sums of dy and of dy * (x - center) to where they come from."""
         factors = self._factor()[0], scale
-        found = to.by.unstandardize(total, product, factors, self.moments, self.weight, self.bias, centered=self.centered)
+        weight, bias = self._applied()
+        found = to.by.unstandardize(total, product, factors, self.moments, weight, bias, centered=self.centered)
         self.moments.pull(found.mean, found.var, to)
-        for tensor, grad in ((self.weight, found.weight), (self.bias, found.bias)):
+        d_weight, d_bias = found.weight, found.bias
+        if self.towards is not None and d_weight is not None and d_bias is not None:
+            ratio, drift = self._draw(self.towards)
+            d_weight = None if self.weight is None else fit(d_weight * ratio + d_bias * drift, self.weight)
+            d_bias = None if self.bias is None else fit(d_bias, self.bias)
+        for tensor, grad in ((self.weight, d_weight), (self.bias, d_bias)):
             if tensor is not None and grad is not None:
                 to.tensors.append((tensor, grad))
 

@@ -33,6 +33,19 @@ class Unstandardized(NamedTuple):
     bias: Tensor | None
 
 
+class Towards(NamedTuple):
+    """Moments that standardized data are drawn to.
+
+    z becomes z * ratio + drift, as if it were standardized by these moments, with the ratio (of deviations) at most `ratio` and at
+    least one over it, and the drift, in deviations, at most `drift` either way. Both are constants for the gradient.
+    """
+
+    mean: Tensor
+    var: Tensor
+    ratio: float
+    drift: float
+
+
 class AtOnce(Protocol):
     """Data standardized by a backend that needs no moments for it, or finds them on the way."""
 

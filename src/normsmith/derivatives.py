@@ -27,7 +27,7 @@ Weighed = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
 
 
 def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Known], mean_weights: Tensor, var_weights: Tensor) -> Weighed:
-    """The derivative of `Moments.blend`."""
+    """The derivative of `combined.blend`."""
     own = [(m, fit(d_mean, m.mean), fit(d_var, m.var)) for m in sources]
     d_mean_weights = torch.stack([torch.dot(one.reshape(-1), m.mean.reshape(-1)) for m, one, _ in own])
     d_var_weights = torch.stack([torch.dot(one.reshape(-1), m.var.reshape(-1)) for m, _, one in own])

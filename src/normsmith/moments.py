@@ -7,29 +7,26 @@ A `Moments` holds tensors of any one shape, an element for each cell, so that al
 - `moments.pool_groups(g)`   the same within g groups of channels, spread back over the channels;
 - `moments.pool_sets(ids, k)`  the same within k sets of samples, spread back over the samples; `pool_runs(n)` for n adjacent ones;
 - `moments.merge(other)`     the union with other moments of the same shape: other ranks, other batches;
-- `Moments.blend(sources, mean_weights, var_weights)`  a weighted sum of statistics, not of data: what switchable norms do;
-- `Moments.by_channels((one, k), (other, rest))`  the first k channels of one, the rest of another.
+- `blend` and `by_channels`, in `combined.py`, are statistics made of others.
 
 `pool` and `merge` are the law of total variance, var = mean(var within) + var(mean within), weighted by counts. It has no
 cancellation, unlike E[x²] - E[x]², whose error is 0.18 at mean/std = 1000 in float32. The variance is the biased one.
 
-What a combination is, its type says: `Pooled` are moments of elements of x, `Blend` and `ByChannels` are made of others. Each knows the
+What a combination is, its type says: `Pooled` are moments of elements of x, those of `combined.py` are made of others. Each knows the
 way of a gradient back to its sources (`pull`), written by hand: the gradient through the mean and variance of any set of elements of x
 is one line in x over that set, however the set was pooled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from normsmith import arithmetic
-from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair
+from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair, Towards
 from normsmith.derivatives import fit
-from normsmith.waiting import Few, Waiting
+from normsmith.waiting import Waiting
 
 Count = int | Tensor
 Share = Callable[[Tensor, Tensor], Pair]
@@ -180,21 +177,6 @@ class Moments(Waiting):
         mean, var = torch.stack([m.mean for m in every]), torch.stack([m.var for m in every])
         return Moments(mean, var, torch.stack([m.counts() for m in every])).pool(0).map(lambda t: t.squeeze(0))
 
-    @staticmethod
-    def blend(sources: "Sequence[Moments]", mean_weights: Tensor, var_weights: Tensor) -> "Blend":
-        """Weighted sums of the means and of the variances; the sources broadcast, the count is that of the first."""
-        blended, by, few = tuple(sources), sources[0].by, _few(sources)
-        take = partial(Blend.of_sources, blended, mean_weights, var_weights)
-        if few is None:
-            return take()
-        return Blend.later(take, few=few, by=by, blended=blended, mean_weights=mean_weights, var_weights=var_weights)
-
-    @staticmethod
-    def by_channels(*parts: "tuple[Moments, int]") -> "ByChannels":
-        """For moments of shapes (N, C) and (1, C): that many channels of each, in order."""
-        few, take = _few([source for source, _ in parts]), partial(ByChannels.of_parts, parts)
-        return take() if few is None else ByChannels.later(take, few=few, by=parts[0][0].by, parts=parts)
-
     def standardize(self, eps: float) -> tuple[Tensor, Tensor]:
         """Center and scale that bring data of these moments to mean 0 and variance 1."""
         return self.mean, (self.var + eps).rsqrt()
@@ -206,10 +188,18 @@ class Moments(Waiting):
         return self.var * (self.count / max(self.count - 1, 1))
 
     def at_once(
-        self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool, bend: Bending | None = None
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        centered: bool,
+        bend: Bending | None = None,
+        towards: Towards | None = None,
     ) -> AtOnce | None:
-        """The data that these are of, standardized and bent, by a backend that can without taking them first."""
-        return None if self.few is None else self.few(self, weight, bias, eps, centered, bend)
+        """The data that these are of, standardized, drawn and bent, by a backend that can without taking them first."""
+        few = self.few
+        return None if few is None else few(self, weight, bias, eps, centered=centered, bend=bend, towards=towards)
 
     def detach(self) -> "Moments":
         """The same values, cut from the graph and from what they were made of."""
@@ -248,72 +238,6 @@ class Pooled(Moments):
         to.pooled.append((self, d_mean, d_var))
 
 
-@dataclass(frozen=True, eq=False)
-class Blend(Moments):
-    """Weighted sums of the statistics of other moments."""
-
-    blended: tuple[Moments, ...]
-    mean_weights: Tensor
-    var_weights: Tensor
-
-    @staticmethod
-    def of_sources(blended: tuple[Moments, ...], mean_weights: Tensor, var_weights: Tensor) -> "Blend":
-        """Their values added up."""
-        by = blended[0].by
-        mean, var = by.weighted_sum(blended, mean_weights, var_weights)
-        return Blend(mean, var, blended[0].count, blended, mean_weights, var_weights, by=by)
-
-    def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
-        """Send the gradients of mean and variance to where they come from."""
-        d_mean_weights, d_var_weights, own = to.by.weigh(d_mean, d_var, self.blended, self.mean_weights, self.var_weights)
-        to.tensors += [(self.mean_weights, d_mean_weights), (self.var_weights, d_var_weights)]
-        for m, (own_mean, own_var) in zip(self.blended, own, strict=True):
-            m.pull(own_mean, own_var, to)
-
-    def sources(self) -> "list[Moments | Tensor]":
-        """Where `pull` will arrive."""
-        return [self.mean_weights, self.var_weights, *(source for m in self.blended for source in m.sources())]
-
-
-@dataclass(frozen=True, eq=False)
-class ByChannels(Moments):
-    """Some channels of each of several moments."""
-
-    parts: tuple[tuple[Moments, int], ...]
-
-    @staticmethod
-    def of_parts(parts: tuple[tuple[Moments, int], ...]) -> "ByChannels":
-        """Their values side by side."""
-        sizes = [source.mean.shape[0] for source, _ in parts if source.mean.shape[0] != 1]
-        samples = sizes[0] if sizes else 1  # or none at all
-        pieces, start = [], 0
-        for source, size in parts:
-            every = (source.mean, source.var, source.counts())
-            pieces.append([t.narrow(1, start, size).expand(samples, -1) for t in every])
-            start += size
-        mean, var, count = (torch.cat(piece, 1) for piece in zip(*pieces, strict=True))
-        return ByChannels(mean, var, count, parts, by=parts[0][0].by)
-
-    def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
-        """Send the gradients of mean and variance to where they come from."""
-        start, channels = 0, self.mean.shape[1]
-        for source, size in self.parts:
-            margins = (start, channels - start - size)
-            d_own = [pad(fit(d.narrow(1, start, size), source.mean[:, :size]), margins) for d in (d_mean, d_var)]
-            source.pull(d_own[0], d_own[1], to)
-            start += size
-
-    def sources(self) -> "list[Moments | Tensor]":
-        """Where `pull` will arrive."""
-        return [found for source, _ in self.parts for found in source.sources()]
-
-
 def _runs(rows: Tensor, size: int) -> tuple[Tensor, int]:
     """The run of each row, and how many there are."""
     return torch.arange(rows.shape[0], device=rows.device) // size, (rows.shape[0] + size - 1) // size
-
-
-def _few(sources: "Sequence[Moments]") -> Few | None:
-    """Their way to do without values, if all have one."""
-    found = sources[0].few
-    return found if all(m.few is not None for m in sources) else None

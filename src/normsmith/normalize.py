@@ -182,7 +182,8 @@ class _Pass:
         """The gradients of x and of the tensors: sums over x, the derivative of the mix, one pass that writes dx."""
         view, grad = cut(x), cut(dy)
         if self.whole is not None:
-            return self.backward_of_whole(self.whole, dy, x)
+            d_x, grads = self.backward_of_whole(self.whole, grad, view)
+            return [d_x.view_as(x), *grads]
         bent = None if self.bend is None else Bent(*self.affine, self.bend)
         if bent is not None:  # there is no dy where the mask is false, but no y either
             view = self.plan.filled(view)
@@ -208,16 +209,16 @@ class _Pass:
             line, within = (nothing, nothing, nothing), (nothing, nothing)  # bounds that nothing lies between
         return [self.backend.cell_grad_input(grad, view, scale, *line, within, bent).view_as(x), *grads]
 
-    def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> list[Tensor | None]:
+    def backward_of_whole(self, whole: AtOnce, dy: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The same where it is one pass."""
         assert self.closed is not None
-        d_x, d_weight, d_bias, *found = whole.backward(cut(dy), cut(x))
-        found += [(t, d) for t, d in ((self.closed.weight, d_weight), (self.closed.bias, d_bias)) if t is not None and d is not None]
-        grads = through(found, self.given)
+        d_x, d_weight, d_bias, *found = whole.backward(dy, x)
+        own = ((self.closed.weight, d_weight), (self.closed.bias, d_bias))
+        grads = through([*found, *((t, d) for t, d in own if t is not None and d is not None)], self.given)
         for t, d in found:
             if self.bend is not None and t is self.bend.level:  # which is the floor in another shape and type
                 grads[-1] = fit(d, self.given[-1])
-        return [d_x.view_as(x), *grads]
+        return d_x, grads
 
     def by_autograd(
         self, tensors: Sequence[Tensor], needed: Sequence[bool], total: Tensor, product: Tensor, to: Pull

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Self
 
 from normsmith.arithmetic import AtOnce
 
-# From moments that wait, weight, bias, eps, whether they are centered and what bends the output, to a backend's output for a small tensor;
-# None where it has none for what these are made of.
+# A backend's way from moments that wait, and the other arguments of `Moments.at_once`, to its output for a small tensor; None where it has
+# none for what these are made of.
 Few = Callable[..., AtOnce | None]
 
 
@@ -14,7 +14,6 @@ class Waiting:
     """What has a mean, a variance and a count, or will have them."""
 
     few: ClassVar[Few | None] = None  # the way to do without values, as long as nobody has asked for them
-    _take: ClassVar[Callable[[], "Waiting"] | None] = None
 
     @classmethod
     def later(cls, take: Callable[[], "Waiting"], **fields: Any) -> Self:
@@ -25,9 +24,10 @@ class Waiting:
 
     def __getattr__(self, name: str) -> Any:
         """Of the values that are not there yet."""
-        if name not in {"mean", "var", "count"} or self._take is None:
+        take = vars(self).get("_take")
+        if name not in {"mean", "var", "count"} or take is None:
             raise AttributeError(name)
-        found = vars(self._take())
+        found = vars(take())
         self.taken()
         self.__dict__.update({key: found[key] for key in ("mean", "var", "count", "share") if key in found})
         return self.__dict__[name]

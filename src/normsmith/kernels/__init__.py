@@ -7,7 +7,8 @@
     cell_grad_sums(dy, x, center, within, shared, bent)    sums of dy and of dy * (x - center)
     cell_grad_input(dy, x, scale, slope, pivot, offset, within, bent)   dx = dy * scale + ((x - pivot) * slope + offset)
     pool, share, weighted_sum, weigh, standardize, unstandardize, lines    as in `arithmetic.py`, in as few steps as may be
-    move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place
+    move_average(averages, values, factors, step)    averages moved towards values * factors by `step` of the way, in place; towards
+                                                     each row of the values in order where they have several
 
 `x` and `dy` are cut tensors (N, C, S); statistics are (N, C), or (1, C) where all samples share them (`shared`), at least float32.
 `within` is a pair of such statistics: only elements strictly between them count, in the moments, the sums, and the bracket of the

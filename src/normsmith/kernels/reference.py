@@ -125,5 +125,5 @@ def cell_grad_input(
 
 def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:
     for average, value, factor in zip(averages, values, factors, strict=True):
-        new = value.reshape_as(average).to(average.dtype)
-        average.lerp_(new if factor == 1 else new * factor, step)
+        for new in value.reshape(-1, *average.shape).to(average.dtype):
+            average.lerp_(new if factor == 1 else new * factor, step)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from normsmith import arithmetic
-from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair
+from normsmith.arithmetic import Arithmetic, AtOnce, Bending, Dims, Pair, Towards
 from normsmith.moments import Moments, Pooled
 from normsmith.waiting import Few
 
@@ -53,24 +53,22 @@ class Untaken(Pooled):
         shape: tuple[int, int] | None = None,
         cells: "Untaken | None" = None,
     ) -> None:
-        samples, channels, positions = x.shape
-        self._set(x=x, members=members, height=height, shape=shape or (samples, channels), _cells=cells)
-        self._set(count=height * members * positions, by=by, few=few, _take=take, _standardize=standardize)
-
-    def _set(self, **values: Any) -> None:
-        self.__dict__.update(values)  # past the frozen dataclass
+        count = height * members * x.shape[2]
+        self.__dict__.update(x=x, members=members, height=height, shape=shape or (x.shape[0], x.shape[1]), _cells=cells)
+        self.__dict__.update(count=count, by=by, few=few, _take=take, _standardize=standardize)  # past the frozen dataclass
 
     def taken(self) -> None:
         """From now on x is of no more use."""
-        super().taken()
-        for name in ("x", "_cells"):
-            self.__dict__.pop(name, None)
+        values = self.__dict__
+        values["_take"] = values["few"] = None
+        values.pop("x", None)
+        values.pop("_cells", None)
 
     def settle(self, take: Callable[[], Moments] | None) -> None:
         """From now on there is another way to find them, or none."""
         if self.waits:
             self.taken()
-            self._set(_take=take)
+            self.__dict__["_take"] = take
 
     @property
     def cells(self) -> "Untaken":
@@ -107,9 +105,7 @@ class Untaken(Pooled):
         return self._of_sets(size, 1, self.shape, lambda: whole(size))
 
     def _of_sets(self, height: int, members: int, shape: tuple[int, int], take: Callable[[], Moments]) -> "Untaken":
-        return Untaken(
-            self.x, members, take, self._standardize, self.by, few=self.few, height=height, shape=shape, cells=self
-        )
+        return Untaken(self.x, members, take, self._standardize, self.by, few=self.few, height=height, shape=shape, cells=self)
 
     @property
     def _is_cells(self) -> bool:
@@ -117,13 +113,20 @@ class Untaken(Pooled):
         return self.waits and self._cells is None
 
     def at_once(
-        self, weight: Tensor | None, bias: Tensor | None, eps: float, *, centered: bool, bend: Bending | None = None
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        centered: bool,
+        bend: Bending | None = None,
+        towards: Towards | None = None,
     ) -> AtOnce | None:
         """The data standardized, if nobody has asked for these moments and the backend has a way."""
         if not self.waits:
             return None
-        found = super().at_once(weight, bias, eps, centered=centered, bend=bend)
-        if found is not None or bend is not None or self._standardize is None:
+        found = super().at_once(weight, bias, eps, centered=centered, bend=bend, towards=towards)
+        if found is not None or bend is not None or towards is not None or self._standardize is None:
             return found
         if not (_of_channels(weight, self.x) and _of_channels(bias, self.x)):
             return None

@@ -18,22 +18,19 @@ def pairs(layer: nn.Module, mean: Tensor, var: Tensor) -> list[tuple[Tensor, Ten
 
 
 def moved_at_once(buffers: Mapping[str, Tensor | None], batch: Moments, momentum: float | None, *, final: bool) -> bool:
-    """Move running mean and variance without more ado, if it can be: all else costs as much as a kernel over a small batch."""
-    mean, var, tracked = (buffers[key] for key in ("running_mean", "running_var", "num_batches_tracked"))
+    """Move running mean and variance without more ado, if it can be: all else costs as much as a kernel over a small batch.
+
+    By each row in order, if `batch` has several.
+    """
+    mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
     if mean is None or var is None or tracked is None or momentum is None or not isinstance(batch.count, int):
         return False
-    if must_stay_plain((mean, batch.mean)):
+    found, spread = batch.mean, batch.var
+    if must_stay_plain((mean, found)) or (final and not found.dtype == spread.dtype == mean.dtype):
         return False
-    if final:
-        alike = all(t.shape == mean.shape and t.dtype == mean.dtype for t in (batch.mean, batch.var))
-        if alike:
-            tracked.add_(1)
-            mean.lerp_(batch.mean, momentum)
-            var.lerp_(batch.var, momentum)
-        return alike
-    tracked.add_(1)
-    factors = (1.0, batch.count / max(batch.count - 1, 1))
-    backend_for(batch.mean).move_average((mean, var), (batch.mean, batch.var), factors, momentum)
+    tracked.add_(found.numel() // max(mean.numel(), 1))
+    factors = (1.0, 1.0 if final else batch.count / max(batch.count - 1, 1))
+    backend_for(found).move_average((mean, var), (found, spread), factors, momentum)
     return True
 
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from normsmith.combined import Blend, blend
 from normsmith.errors import OptionError
 from normsmith.methods._running import RunningNormalizer
-from normsmith.moments import Blend, Moments
+from normsmith.moments import Moments
 
 Ratios = dict[str, dict[str, float]]
 
@@ -13,14 +14,16 @@ Ratios = dict[str, dict[str, float]]
 def blend_parts(
     cells: Moments,
     batch: Moments | None,
-    mean_ratios: Tensor,
-    var_ratios: Tensor,
+    mean_weights: Tensor,
+    var_weights: Tensor,
     parts: tuple[str, ...],
     layer: Moments | None = None,
+    *,
+    softmax: bool = False,
 ) -> Blend:
-    """Those of the three statistics that `parts` names, in these proportions; that of the layer is pooled here unless given."""
+    """Those of the three statistics that `parts` names, in proportions given or by their logits; the layer is pooled here unless given."""
     sources = {"instance": cells, "layer": layer or (cells.pool(1) if "layer" in parts else None), "batch": batch}
-    return Moments.blend([m for m in map(sources.get, parts) if m is not None], mean_ratios, var_ratios)
+    return blend([m for m in map(sources.get, parts) if m is not None], mean_weights, var_weights, softmax=softmax)
 
 
 def corrected(cells: Moments) -> Moments:

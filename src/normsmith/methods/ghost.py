@@ -25,13 +25,14 @@ from torch import Tensor
 
 from normsmith.affine import Standardized
 from normsmith.errors import OptionError
-from normsmith.methods._batches import as_one
+from normsmith.methods._batches import as_one, moved_at_once
 from normsmith.methods._options import Running
 from normsmith.methods._running import RunningNormalizer
 from normsmith.methods.batch import CURE
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 from normsmith.plan import Sees
+from normsmith.surroundings import is_recomputing
 
 
 def mix(
@@ -71,10 +72,12 @@ class GhostNorm(RunningNormalizer):
 
     def _update_by(self, cells: Moments | None, batch: Moments | None) -> None:
         """One move of the buffers that is as good as one for each chunk."""
-        if not self.training or self.running_mean is None:
+        if not self.training or self.running_mean is None or is_recomputing():
             return
         chunks = cells.of_runs(self.batch_size) if cells is not None else batch
         assert chunks is not None
+        if self.world is None and self.has_no_policy() and moved_at_once(self._buffers, chunks, self.momentum, final=False):
+            return
         momentum = None if self.accumulate > 1 else self.momentum
         moved = as_one(Moments(chunks.mean, chunks.unbiased(), (chunks.counts() > 0).to(chunks.mean.dtype)), momentum)
         if self.world is not None:

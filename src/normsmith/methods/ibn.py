@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from normsmith.affine import Standardized
+from normsmith.combined import by_channels
 from normsmith.errors import OptionError
 from normsmith.methods import batch as batch_norm
 from normsmith.methods import instance as instance_norm
@@ -49,7 +50,7 @@ def mix(
         only = cells or batch
         assert only is not None
         return Standardized(only, weight, bias, eps)
-    return Standardized(Moments.by_channels((cells, half), (batch, rest)), weight, bias, eps)
+    return Standardized(by_channels((cells, half), (batch, rest)), weight, bias, eps)
 
 
 def _after(half: int, statistic: Tensor) -> Tensor:

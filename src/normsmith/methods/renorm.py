@@ -20,6 +20,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from normsmith.affine import Standardized
+from normsmith.arithmetic import Towards
 from normsmith.errors import OptionError
 from normsmith.methods._options import Policies
 from normsmith.methods._running import RunningNormalizer
@@ -40,12 +41,7 @@ def mix(
     d_max: float,
     eps: float,
 ) -> Standardized:
-    inverse = (running_var + eps).rsqrt()
-    r = ((batch.var.detach() + eps).sqrt() * inverse).clamp(1 / r_max, r_max)
-    d = ((batch.mean.detach() - running_mean) * inverse).clamp(-d_max, d_max)
-    if weight is not None:
-        r, d = r * weight, d * weight
-    return Standardized(batch, r, d if bias is None else d + bias, eps)
+    return Standardized(batch, weight, bias, eps, towards=Towards(running_mean, running_var, r_max, d_max))
 
 
 class BatchRenorm(RunningNormalizer):

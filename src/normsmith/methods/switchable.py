@@ -37,8 +37,8 @@ from normsmith.world import World
 def mix(
     cells: Moments,
     batch: Moments | None,
-    mean_ratios: Tensor,
-    var_ratios: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
@@ -57,7 +57,7 @@ def mix(
         batch = batch and _unbiased_batch(cells, parts, world)
     if running_mean is not None and running_var is not None:
         batch = Moments(running_mean, running_var, 1)
-    return Standardized(blend_parts(cells, batch, mean_ratios, var_ratios, parts, layer), weight, bias, eps)
+    return Standardized(blend_parts(cells, batch, mean_weight, var_weight, parts, layer, softmax=True), weight, bias, eps)
 
 
 def _are_rows(cells: Moments, parts: tuple[str, ...]) -> bool:
@@ -114,7 +114,7 @@ class SwitchableNorm(RunningNormalizer):
         sees: Sees = "both" if self.use_batch and running[0] is None else "cells"
         world, inner = (None, self.world) if self.unbiased else (self.world, None)
         options = partial(mix, parts=self.parts, unbiased=self.unbiased, world=inner, eps=self.eps)
-        tensors = (*self.weights(), *running, self.weight, self.bias)
+        tensors = (self.mean_weight, self.var_weight, *running, self.weight, self.bias)
         result = normalize(x, options, *tensors, sees=sees, mask=mask, world=world, act=self.bend)
         if result.batch is not None and (x.numel() != self.num_features or self.process_group is not None):
             assert result.cells is not None

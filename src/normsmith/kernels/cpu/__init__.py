@@ -28,6 +28,7 @@ try:
 
     with cache.in_own_folder():
         from normsmith.kernels.cpu import memory
+        from normsmith.kernels.cpu.few import cells_later
         from normsmith.kernels.cpu.launch import (
             cell_affine,
             cell_grad_input,
@@ -36,7 +37,6 @@ try:
             move_average,
             weigh,
         )
-        from normsmith.kernels.cpu.few import cells_later
         from normsmith.kernels.reference import lines, pool, share, standardize, unstandardize, weighted_sum
 
     threads.start()

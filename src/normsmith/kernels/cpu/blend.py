@@ -57,11 +57,19 @@ def weigh_source(zero, samples, channels, rows, columns, d_mean, d_var, mean, va
 
 
 @sequential
-def move(zero, size, average, value, factor, step):
-    """Every average moved towards its value, times `factor`, by `step` of the way."""
-    averages, values = view(average, zero, 0, size), view(value, zero, 0, size)
+def _move(zero, rows, size, average, value, factor, step):
+    """An average moved towards each row of values in order, times `factor`, by `step` of the way."""
+    averages, values = view(average, zero, 0, size), view(value, zero, 0, rows * size)
     by, part, rest = cast(factor, zero), cast(step, zero), cast(1.0 - step, zero)
-    for i in range(size):
-        target = values[i] * by
-        distance = target - averages[i]
-        averages[i] = averages[i] + part * distance if step < 0.5 else target - rest * distance
+    for start in range(0, rows * size, size):
+        for i in range(size):
+            target = values[start + i] * by
+            distance = target - averages[i]
+            averages[i] = averages[i] + part * distance if step < 0.5 else target - rest * distance
+
+
+@sequential
+def move(zero, rows, size, average, value, factor, other_average, other_value, other_factor, step):
+    """Two averages, each moved towards its values."""
+    _move(zero, rows, size, average, value, factor, step)
+    _move(zero, rows, size, other_average, other_value, other_factor, step)

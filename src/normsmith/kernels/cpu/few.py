@@ -7,28 +7,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normsmith.arithmetic import AtOnce, Pair
+from normsmith.arithmetic import AtOnce, Pair, Towards
 from normsmith.cells import layout
+from normsmith.combined import Blend, ByChannels
 from normsmith.kernels import Bend, Kind
 from normsmith.kernels.cpu import few_loops, whole
 from normsmith.kernels.cpu.bend import KINDS
-from normsmith.kernels.cpu.few_loops import (
-    D_MEAN_WEIGHT,
-    D_VAR_WEIGHT,
-    D_WEIGHT,
-    FIRST,
-    MEAN,
-    RECORD,
-    ROWS,
-    SCRATCH,
-    SIZES,
-    SOURCES,
-    X,
-)
 from normsmith.kernels.cpu.launch import ZEROS, cell_moments, like, place, runs_of
+from normsmith.kernels.cpu.whole import laid_out
 from normsmith.kernels.untaken import Untaken, in_type_of
-from normsmith.moments import Blend, ByChannels, Count, Moments, Pooled
+from normsmith.moments import Count, Moments, Pooled
 
+# Where these numbers go, as numbers of Python's.
+SIZES, SCRATCH, D_WEIGHT, SOFTMAX, STAGE, FIRST = map(
+    int, (few_loops.SIZES, few_loops.SCRATCH, few_loops.D_WEIGHT, few_loops.SOFTMAX, few_loops.STAGE, few_loops.FIRST)
+)
+MEAN, ROWS, D_WEIGHTS, RECORD = map(int, (few_loops.MEAN, few_loops.ROWS, few_loops.D_WEIGHTS, few_loops.RECORD))
 ELEMENTS = 65536  # above, several cores gain more than separate operations cost
 CELLS = 4096  # above, these would be more than what is done with x
 
@@ -44,19 +38,28 @@ def cells_later(x: Tensor, *, batch: bool = False) -> Pooled | None:
 
 
 def standardize(
-    moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool, bend: Bend | None
+    moments: Moments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    centered: bool,
+    bend: Bend | None,
+    towards: Towards | None,
 ) -> AtOnce | None:
-    """The data that these moments are of, standardized and bent, if they are made of sets that nobody has asked for."""
+    """What `Moments.at_once` says, of those that are made of sets nobody has asked for."""
     sources, blend = _sources(moments), moments if isinstance(moments, Blend) else None
-    affine = (weight, bias, None if bend is None else bend.level)
     if sources is None:
         return None
     x = sources[0].moments.x
-    if not all(t is None or _is_readable(t, x) for t in affine):
-        return None
-    if blend is not None and not all(t.dtype == x.dtype and t.is_contiguous() and t.shape == (len(sources),) for t in _weights(blend)):
-        return None
-    return _Few(x, sources, blend, affine, (eps, centered), None if bend is None else bend.kind)
+    affine = (weight, bias, None if bend is None else bend.level)
+    for t in affine if towards is None else (*affine, *towards[:2]):
+        if t is not None and not _is_readable(t, x):
+            return None
+    for t in _weights(blend):
+        if t.dtype != x.dtype or not t.is_contiguous() or t.shape != (len(sources),):
+            return None
+    return _Few(x, sources, blend, affine, (eps, centered), None if bend is None else bend.kind, towards)
 
 
 class _Source(NamedTuple):
@@ -101,8 +104,10 @@ def _weights(blend: Blend | None) -> tuple[Tensor, ...]:
 
 def _values(kept: Tensor, row: int, shape: tuple[int, int], count: Count) -> Moments:
     """Moments of sets from what is kept."""
-    samples, channels = shape
-    return Moments(kept[row, :samples, :channels], kept[row + 1, :samples, :channels], count)
+    _, samples, channels = kept.shape
+    cells = samples * channels
+    mean, var = (kept.as_strided(shape, (channels, 1), cells * at) for at in (row, row + 1))
+    return Moments(mean, var, count)
 
 
 class _Few:
@@ -115,52 +120,58 @@ class _Few:
         x: Tensor,
         sources: list[_Source],
         blend: Blend | None,
-        affine: tuple[Tensor | None, ...],
+        affine: tuple[Tensor | None, Tensor | None, Tensor | None],
         options: tuple[float, ...],
         kind: Kind | None,
+        towards: Towards | None,
     ) -> None:
-        self.by_rows, self.weight, self.bias, self.level = layout(x) == "rows", *affine
-        self.blend, self.kind = blend, None if kind is None else KINDS[kind]
-        self.raised = kind == "floor"
-        samples, channels, _ = x.shape
-        rows = ROWS + 2 * len(sources)
-        self.kept = torch.empty((rows, samples, channels), dtype=x.dtype, device=x.device)
+        self.by_rows, (self.weight, self.bias, self.level), self.blend = layout(x) == "rows", affine, _weights(blend)
+        self.kind, self.raised = None if kind is None else KINDS[kind], kind == "floor"
+        (samples, channels, _), zero, item = x.shape, ZEROS[x.dtype], x.element_size()
+        self.kept = kept = torch.empty((ROWS + 2 * len(sources), samples, channels), dtype=x.dtype, device=x.device)
         self.y = y = torch.empty_like(x)
-        read = [t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in affine]  # until the end of this
         room = torch.empty(3 * samples * channels, dtype=torch.float64, device=x.device)
-        weights = [t.data_ptr() for t in _weights(blend)]
-        self.given = given = array("d", (*place(x, self.by_rows), *place(y, self.by_rows), 0, 0, 0, *x.shape))
-        given.extend((self.kept.data_ptr(), room.data_ptr()))
-        for t in read:
-            given.extend((0, 0) if t is None else (t.data_ptr(), channels if t.numel() > channels else 0))
-        given.extend((*options, 0, 0, 0, len(sources)))
-        for k, (m, begin, end, row) in enumerate(sources):
-            found = [address + k * x.element_size() for address in weights] or (0, 0)
-            given.extend((m.height, m.members, begin, end, *found, row, 0, 0))
+        read = [t if t is None or t.dtype == x.dtype else t.to(x.dtype) for t in (*affine, *(towards or ())[:2])]
+        numbers = [*place(x, self.by_rows), *place(y, self.by_rows), 0, 0, 0, *x.shape, kept.data_ptr(), room.data_ptr()]
+        for t in read[:3]:
+            numbers += (0, 0) if t is None else (t.data_ptr(), channels if t.numel() > channels else 0)
+        numbers += options
+        numbers += (0, 0, 0, 0) if towards is None else (read[3].data_ptr(), read[4].data_ptr(), *towards[2:])
+        numbers += (0, 0, 0, blend is not None and blend.softmax, len(sources), few_loops.settle.address(zero))
+        weights = [t.data_ptr() for t in self.blend] or (0, 0)
+        for m, begin, end, row in sources:
+            numbers += (m.height, m.members, begin, end, *weights, row, 0, 0, 0, 0, 0, 0)
+            weights = [address and address + item for address in weights]
+        self.given = array("d", numbers)
         loop = few_loops.rows_forward if self.by_rows else few_loops.columns_forward
-        loop(ZEROS[x.dtype], self.kind, given.buffer_info()[0])
+        loop(zero, self.kind, self.given.buffer_info()[0])
+        cells = sources[0].moments.cells
+        cells.settle(partial(_values, kept, MEAN, cells.shape, cells.count))
         for m, _, _, row in sources:
-            m.cells.settle(partial(_values, self.kept, MEAN, (samples, channels), m.cells.count))
-            m.settle(partial(_values, self.kept, row, m.shape, m.count))
+            m.settle(partial(_values, kept, row, m.shape, m.count))
 
     def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, *tuple[Pair, ...]]:
         """The gradients of x, weight, bias, level and what the moments are blended with."""
-        x = whole._laid_out(x, self.by_rows)
+        x = laid_out(x, self.by_rows)  # a hook of saved tensors may have brought it back in another layout
         dy, d_x = like(dy, x), torch.empty_like(x)
-        given, by_rows, item = array("d", self.given), self.by_rows, x.element_size()
-        room = torch.empty(5 * x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
+        by_rows, zero, item = self.by_rows, ZEROS[x.dtype], x.element_size()
+        cells = x.shape[0] * x.shape[1]
+        room = torch.empty(5 * cells, dtype=torch.float64, device=x.device)
         owners = (self.weight, self.bias, self.level if self.raised else None)
         grads = [None if t is None else torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in owners]
-        blended = [torch.empty_like(t) for t in _weights(self.blend)]
-        given[X:SIZES] = array("d", (*place(x, by_rows), *place(d_x, by_rows), *place(dy, by_rows)))
-        given[SCRATCH] = room.data_ptr()
-        given[D_WEIGHT:SOURCES] = array("d", [0 if t is None else t.data_ptr() for t in grads])
-        for at, t in zip((D_MEAN_WEIGHT, D_VAR_WEIGHT), blended, strict=False):
-            for k in range(t.numel()):
-                given[FIRST + k * RECORD + at] = t.data_ptr() + k * item
+        given = array("d", self.given)
+        given[:SIZES] = array("d", (*place(x, by_rows), *place(d_x, by_rows), *place(dy, by_rows)))
+        given[D_WEIGHT:SOFTMAX] = array("d", [0 if t is None else t.data_ptr() for t in grads])
+        given[SCRATCH], given[STAGE] = room.data_ptr(), few_loops.pull.address(zero)
+        found = [(t, torch.empty_like(t)) for t in self.blend]
+        for at, (_, grad) in enumerate(found, FIRST + D_WEIGHTS):
+            for k in range(grad.numel()):
+                given[at + k * RECORD] = grad.data_ptr() + k * item
         loop = few_loops.rows_backward if by_rows else few_loops.columns_backward
-        below = room.data_ptr() + 16 * x.shape[0] * x.shape[1] if self.raised else None
-        loop(ZEROS[x.dtype], self.kind, below, given.buffer_info()[0])
-        d_weight, d_bias, d_level = (None if t is None else in_type_of(t, d) for t, d in zip(owners, grads, strict=True))
-        more = zip(_weights(self.blend), blended, strict=True)
-        return d_x, d_weight, d_bias, *more, *([] if d_level is None else [(self.level, d_level)])
+        loop(
+            zero, self.kind, room.data_ptr() + 2 * room.element_size() * cells if self.raised else None, given.buffer_info()[0]
+        )
+        d_weight, d_bias, d_level = (None if d is None else in_type_of(t, d) for t, d in zip(owners, grads, strict=True))
+        if self.level is not None and d_level is not None:
+            found.append((self.level, d_level))
+        return d_x, d_weight, d_bias, *found

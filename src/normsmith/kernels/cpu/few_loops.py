@@ -5,219 +5,233 @@ Arguments are doubles, at the places named below: three strided tensors, sizes, 
     kept        what the way back needs, rows of N*C: those named below, then mean and variance of every source that is no single cell
     scratch     5*N*C doubles
     weight, bias, level    with the step between samples, C or 0; 0 for an address where there is none
-    d_weight, d_bias, d_level    their gradients, in the shape of what they belong to, and type of x; 0 where nobody asks
+    towards     mean and variance of every channel that standardized data are drawn to, and the two limits of that; or 0
+    stage       `settle` or `pull`, whatever the layout
+    d_weight, d_bias, d_level    gradients, in the shape of what they belong to, and type of x; 0 where nobody asks
 
 Behind them is a record for each source. A source are the moments of blocks of so many adjacent samples by so many adjacent channels: one
 by one are cells, all by one the batch, one by all a layer. What standardizes a range of channels is the sum of its sources, times their
-weights, if they have any, at the addresses given; behind these those of the weights' gradients.
+shares: weights, at the addresses given, or the softmax of these, or 1 where there are none. Behind these are the addresses for their
+gradients, and the shares and their gradients themselves.
 """
 
 import numpy as np
 
 from normsmith.kernels.cpu import columns, rows
-from normsmith.kernels.cpu.memory import item_size, sequential, view
+from normsmith.kernels.cpu.memory import call, inner, item_size, sequential, view
+from normsmith.kernels.cpu.stages import Stage
 
 WIDE = np.float64(0)
-X, Y, DY, SIZES, KEPT, SCRATCH, WEIGHT, BIAS, LEVEL, EPS, CENTERED, D_WEIGHT, D_BIAS, D_LEVEL, SOURCES, FIRST = (
-    0, 3, 6, 9, 12, 13, 14, 16, 18, 20, 21, 22, 23, 24, 25, 26
-)  # fmt: skip
-SAMPLES, CHANNELS, BEGIN, END, MEAN_WEIGHT, VAR_WEIGHT, ROW, D_MEAN_WEIGHT, D_VAR_WEIGHT, RECORD = range(10)
-CENTER, SCALE, SHIFT, LEVELS, INVERSE, MIDDLE, MEAN, VAR, ROWS = range(9)
-
-
-@sequential
-def _word(given, at):
-    """A number that is an address or a size."""
-    return np.int64(view(given, WIDE, at, 1)[0])
-
-
-@sequential
-def _row(zero, given, row):
-    """One of the rows of what is kept."""
-    cells = _word(given, SIZES) * _word(given, SIZES + 1)
-    return view(_word(given, KEPT), zero, row * cells, cells)
-
-
-@sequential
-def _value(zero, given, at, n, c, otherwise):
-    """That of a sample and channel of weight, bias or level."""
-    address = _word(given, at)
-    return view(address, zero, n * _word(given, at + 1) + c, 1)[0] if address != 0 else otherwise
-
-
-@sequential
-def _pool(mean, var, channels, tall, wide, own_mean, own_var):
-    """Mean and variance of blocks of so many samples by so many channels, in each of their cells."""
-    for n in range(0, mean.size // channels, tall):
-        below = min(n + tall, mean.size // channels)
-        share = 1.0 / ((below - n) * wide)
-        for c in range(0, channels, wide):
-            middle, spread = 0.0, 0.0
-            for i in range(n * channels + c, below * channels, channels):
-                for j in range(i, i + wide):
-                    middle += mean[j]
-            middle *= share
-            for i in range(n * channels + c, below * channels, channels):
-                for j in range(i, i + wide):
-                    away = mean[j] - middle
-                    spread += var[j] + away * away
-            for i in range(n * channels + c, below * channels, channels):
-                for j in range(i, i + wide):
-                    own_mean[j], own_var[j] = middle, spread * share
-
-
-@sequential
-def _settle(zero, given):
-    """From the moments of cells to the affine map of each."""
-    samples, channels = _word(given, SIZES), _word(given, SIZES + 1)
-    cells = samples * channels
-    found = view(_word(given, SCRATCH), WIDE, cells, 2 * cells)
-    mean, var = _row(zero, given, MEAN), _row(zero, given, VAR)
-    middle, power = _row(zero, given, MIDDLE), _row(zero, given, INVERSE)
-    for i in range(cells):
-        mean[i], var[i], middle[i], power[i] = found[i], found[cells + i], zero, zero
-    for k in range(_word(given, SOURCES)):
-        at = FIRST + RECORD * k
-        row, tall, wide = _word(given, at + ROW), _word(given, at + SAMPLES), _word(given, at + CHANNELS)
-        own_mean, own_var = _row(zero, given, row), _row(zero, given, row + 1)
-        if row != MEAN:
-            _pool(mean, var, channels, tall, wide, own_mean, own_var)
-        p, q = _weight(zero, given, at + MEAN_WEIGHT), _weight(zero, given, at + VAR_WEIGHT)
-        for n in range(samples):
-            for i in range(n * channels + _word(given, at + BEGIN), n * channels + _word(given, at + END)):
-                middle[i] += own_mean[i] * p
-                power[i] += own_var[i] * q
-    _map(zero, given, channels, middle, power)
-
-
-@sequential
-def _weight(zero, given, at):
-    """That of a source, 1 where there is none."""
-    address = _word(given, at)
-    return np.float64(view(address, zero, 0, 1)[0]) if address != 0 else 1.0
-
-
-@sequential
-def _map(zero, given, channels, middle, power):
-    """From mean and variance of every cell to center, scale, shift and level, and one over the deviation in the variance's place."""
-    center, scale = _row(zero, given, CENTER), _row(zero, given, SCALE)
-    shift, levels = _row(zero, given, SHIFT), _row(zero, given, LEVELS)
-    eps, centered = view(given, WIDE, EPS, 1)[0], _word(given, CENTERED)
-    for i in range(middle.size):
-        n, c = i // channels, i % channels
-        mean = np.float64(middle[i])
-        inverse = 1.0 / np.sqrt(power[i] + (0.0 if centered else mean * mean) + eps)
-        power[i], center[i] = inverse, middle[i] if centered else zero
-        scale[i] = inverse * _value(zero, given, WEIGHT, n, c, 1.0)
-        shift[i] = _value(zero, given, BIAS, n, c, zero)
-        levels[i] = _value(zero, given, LEVEL, n, c, zero)
-
-
-@sequential
-def _fold(zero, given, owner, target, values):
-    """The gradient of weight, bias or level from that in every cell."""
-    address, step = _word(given, target), _word(given, owner + 1)
-    if address != 0:
-        samples, channels = _word(given, SIZES), _word(given, SIZES + 1)
-        found = view(address, zero, 0, samples * channels if step else channels)
-        for c in range(channels):
-            total = 0.0
-            for n in range(samples):
-                if step:
-                    found[n * step + c] = values[n * channels + c]
-                total += values[n * channels + c]
-            if not step:
-                found[c] = total
-
-
-@sequential
-def _pull(zero, given):
-    """From the sums of dy and dy * (x - center) to the gradients of all that the affine map was made of, and a line in x for each cell."""
-    samples, channels, size = _word(given, SIZES), _word(given, SIZES + 1), _word(given, SIZES + 2)
-    cells, sums = samples * channels, _word(given, SCRATCH)
-    total, product = view(sums, WIDE, 0, cells), view(sums, WIDE, cells, cells)
-    scale, inverse, middle = _row(zero, given, SCALE), _row(zero, given, INVERSE), _row(zero, given, MIDDLE)
-    mean, centered = _row(zero, given, MEAN), _word(given, CENTERED)
-    for i in range(cells):
-        product[i] *= inverse[i]
-    _fold(zero, given, WEIGHT, D_WEIGHT, product)
-    _fold(zero, given, BIAS, D_BIAS, total)
-    _fold(zero, given, LEVEL, D_LEVEL, view(sums, WIDE, 2 * cells, cells))
-    slope, offset = view(_lines(given), zero, 0, cells), view(_lines(given), zero, cells, cells)
-    for i in range(cells):
-        product[i] *= -0.5 * scale[i] * inverse[i]  # from here on the gradient of the variance, and `total` that of the mean
-        total[i] = -total[i] * scale[i] if centered else 2.0 * middle[i] * product[i]
-        slope[i], offset[i] = zero, zero
-    for k in range(_word(given, SOURCES)):
-        at = FIRST + RECORD * k
-        _send(zero, given, at, total, product, channels, size, mean, slope, offset)
-
-
-@sequential
-def _send(zero, given, at, d_mean, d_var, channels, size, pivot, slope, offset):
-    """The gradients of one source to its weights, and to the lines of the cells in its blocks."""
-    tall, wide, row = _word(given, at + SAMPLES), _word(given, at + CHANNELS), _word(given, at + ROW)
-    begin, end = _word(given, at + BEGIN), _word(given, at + END)
-    own_mean, own_var = _row(zero, given, row), _row(zero, given, row + 1)
-    p, q = _weight(zero, given, at + MEAN_WEIGHT), _weight(zero, given, at + VAR_WEIGHT)
-    d_p, d_q = 0.0, 0.0
-    for n in range(0, pivot.size // channels, tall):
-        below = min(n + tall, pivot.size // channels)
-        share = 1.0 / ((below - n) * wide * size)
-        for c in range(0, channels, wide):
-            first, second = 0.0, 0.0
-            for m in range(n, below):
-                for i in range(m * channels + max(c, begin), m * channels + min(c + wide, end)):
-                    first += d_mean[i]
-                    second += d_var[i]
-            here = n * channels + c
-            d_p += first * own_mean[here]
-            d_q += second * own_var[here]
-            level, rise = first * p * share, second * q * 2.0 * share
-            for m in range(n, below):
-                for i in range(m * channels + c, m * channels + c + wide):
-                    slope[i] += rise
-                    offset[i] += level + rise * (pivot[i] - own_mean[here])
-    if _word(given, at + D_MEAN_WEIGHT) != 0:
-        view(_word(given, at + D_MEAN_WEIGHT), zero, 0, 1)[0] = d_p
-        view(_word(given, at + D_VAR_WEIGHT), zero, 0, 1)[0] = d_q
-
-
-@sequential
-def _lines(given):
-    """Where slope and offset of every cell are, behind the sums."""
-    return _word(given, SCRATCH) + 24 * _word(given, SIZES) * _word(given, SIZES + 1)
+# Numbers of numpy's: for each of Python's own, numba would compile what is called with it anew.
+X, Y, DY, SIZES, KEPT, SCRATCH, WEIGHT, BIAS, LEVEL = np.array([0, 3, 6, 9, 12, 13, 14, 16, 18])
+EPS, CENTERED, TOWARDS, D_WEIGHT, D_BIAS, D_LEVEL, SOFTMAX, SOURCES, STAGE, FIRST = np.array(
+    [20, 21, 22, 26, 27, 28, 29, 30, 31, 32]
+)
+SAMPLES, CHANNELS, BEGIN, END, WEIGHTS, ROW, D_WEIGHTS, SHARES, D_SHARES, RECORD = np.array([0, 1, 2, 3, 4, 6, 7, 9, 11, 13])
+CENTER, SCALE, SHIFT, LEVELS, INVERSE, MIDDLE, MEAN, VAR, RATIO, DRIFT, ROWS = np.arange(11)
+NOTHING, ONE = np.arange(2)
 
 
 @sequential
 def _place(given, at):
-    """Address, stride of samples, and that of channels in rows, of positions in columns."""
-    return _word(given, at), _word(given, at + 1), _word(given, at + 2)
+    """Three numbers: sizes, or address, stride of samples, and that of channels in rows, of positions in columns."""
+    place = view(given, WIDE, at, DY)
+    return np.int64(place[0]), np.int64(place[1]), np.int64(place[2])
 
 
 @sequential
-def _map_of(zero, given):
-    """Where center, scale, shift and level are."""
-    item = _word(given, SIZES) * _word(given, SIZES + 1) * item_size(zero)
-    start = _word(given, KEPT)
-    return start + CENTER * item, start + SCALE * item, start + SHIFT * item, start + LEVELS * item
+def _record(given, k):
+    """That of a source."""
+    return view(given, WIDE, FIRST + RECORD * k, RECORD)
+
+
+@inner
+def _share_out(zero, given, number, softmax):
+    """The shares of all sources, for the means and for the variances."""
+    for both in range(2):
+        for k in range(number):
+            own = _record(given, k)
+            share, address = 1.0, np.int64(own[WEIGHTS + both])
+            if address != 0:
+                share = np.float64(view(address, zero, NOTHING, ONE)[0])
+                if softmax:
+                    total = 0.0
+                    for other in range(number):
+                        total += np.exp(view(np.int64(_record(given, other)[WEIGHTS + both]), zero, NOTHING, ONE)[0] - share)
+                    share = 1.0 / total
+            own[SHARES + both] = share
+
+
+@inner
+def _pool(moments, own, cells, channels, tall, wide):
+    """Mean and variance of blocks of so many samples by so many channels, in each of their cells."""
+    for n in range(0, cells, tall * channels):
+        stop = min(n + tall * channels, cells)
+        share = 1.0 / ((stop - n) // channels * wide)
+        for c in range(0, channels, wide):
+            middle, spread = 0.0, 0.0
+            for i in range(n + c, stop, channels):
+                for j in range(i, i + wide):
+                    middle += moments[j]
+            middle *= share
+            for i in range(n + c, stop, channels):
+                for j in range(i, i + wide):
+                    away = moments[j] - middle
+                    spread += moments[cells + j] + away * away
+            for i in range(n + c, stop, channels):
+                for j in range(i, i + wide):
+                    own[j], own[cells + j] = middle, spread * share
+
+
+@Stage
+def settle(zero, given, begin, end, core):
+    """From the moments of cells, in scratch, to the affine map of each."""
+    t, (samples, channels, _) = view(given, WIDE, NOTHING, FIRST), _place(given, SIZES)
+    cells, number = samples * channels, np.int64(t[SOURCES])
+    found, kept = view(np.int64(t[SCRATCH]), WIDE, cells, 2 * cells), view(np.int64(t[KEPT]), zero, NOTHING, ROWS * cells)
+    middle, power = MIDDLE * cells, INVERSE * cells
+    for i in range(2 * cells):
+        kept[MEAN * cells + i] = found[i]
+    for i in range(cells):
+        kept[middle + i], kept[power + i] = zero, zero
+    _share_out(zero, given, number, t[SOFTMAX] != 0)
+    for k in range(number):
+        source = _record(given, k)
+        row, tall, wide = np.int64(source[ROW]), np.int64(source[SAMPLES]), np.int64(source[CHANNELS])
+        own, first, last = view(np.int64(t[KEPT]), zero, row * cells, 2 * cells), np.int64(source[BEGIN]), np.int64(source[END])
+        if row != MEAN:
+            _pool(view(np.int64(t[KEPT]), zero, MEAN * cells, 2 * cells), own, cells, channels, tall, wide)
+        for n in range(0, cells, channels):
+            for i in range(n + first, n + last):
+                kept[middle + i] += own[i] * source[SHARES]
+                kept[power + i] += own[cells + i] * source[SHARES + 1]
+    _map(zero, t, kept, cells, channels)
+
+
+@inner
+def _map(zero, t, kept, cells, channels):
+    """From mean and variance of every cell to its affine map, and one over the deviation in the variance's place."""
+    weight, bias = view(np.int64(t[WEIGHT]), zero, NOTHING, cells), view(np.int64(t[BIAS]), zero, NOTHING, cells)
+    level, mean = view(np.int64(t[LEVEL]), zero, NOTHING, cells), view(np.int64(t[TOWARDS]), zero, NOTHING, channels)
+    var, most, farthest = view(np.int64(t[TOWARDS + 1]), zero, NOTHING, channels), t[TOWARDS + 2], t[TOWARDS + 3]
+    for i in range(cells):
+        n, c = i // channels, i % channels
+        middle, power, ratio, drift = np.float64(kept[MIDDLE * cells + i]), np.float64(kept[INVERSE * cells + i]), 1.0, 0.0
+        root = np.sqrt(power + (0.0 if t[CENTERED] else middle * middle) + t[EPS])
+        if t[TOWARDS] != 0:  # a NaN stays one
+            other = np.sqrt(var[c] + t[EPS])
+            ratio, drift = root / other, (middle - mean[c]) / other
+            ratio = most if ratio > most else 1.0 / most if ratio < 1.0 / most else ratio
+            drift = farthest if drift > farthest else -farthest if drift < -farthest else drift
+        own = np.float64(weight[n * np.int64(t[WEIGHT + 1]) + c]) if t[WEIGHT] != 0 else 1.0
+        kept[CENTER * cells + i], kept[SCALE * cells + i] = middle if t[CENTERED] else 0.0, ratio / root * own
+        kept[SHIFT * cells + i] = drift * own + (bias[n * np.int64(t[BIAS + 1]) + c] if t[BIAS] != 0 else zero)
+        kept[LEVELS * cells + i] = level[n * np.int64(t[LEVEL + 1]) + c] if t[LEVEL] != 0 else zero
+        kept[INVERSE * cells + i], kept[RATIO * cells + i], kept[DRIFT * cells + i] = 1.0 / root, ratio, drift
+
+
+@Stage
+def pull(zero, given, begin, end, core):
+    """From the sums of dy and dy * (x - center) to the gradients of all that the affine map was made of, and a line in x for each cell."""
+    t, (samples, channels, size) = view(given, WIDE, NOTHING, FIRST), _place(given, SIZES)
+    cells = samples * channels
+    sums, kept = view(np.int64(t[SCRATCH]), WIDE, NOTHING, 3 * cells), view(np.int64(t[KEPT]), zero, NOTHING, ROWS * cells)
+    lines = view(np.int64(t[SCRATCH]) + 24 * cells, zero, NOTHING, 2 * cells)
+    _fold(zero, np.int64(t[D_LEVEL]), t[LEVEL + 1], sums, 2 * cells, cells, channels)
+    _fold(zero, np.int64(t[D_BIAS]), t[BIAS + 1], sums, NOTHING, cells, channels)
+    for i in range(cells):
+        total, scaled = sums[i], sums[cells + i] * kept[INVERSE * cells + i]
+        sums[2 * cells + i] = scaled * kept[RATIO * cells + i] + total * kept[DRIFT * cells + i] if t[TOWARDS] != 0 else scaled
+        d_var = -0.5 * scaled * kept[SCALE * cells + i] * kept[INVERSE * cells + i]
+        sums[i] = -total * kept[SCALE * cells + i] if t[CENTERED] else 2.0 * kept[MIDDLE * cells + i] * d_var
+        sums[cells + i], lines[i], lines[cells + i] = d_var, zero, zero
+    _fold(zero, np.int64(t[D_WEIGHT]), t[WEIGHT + 1], sums, 2 * cells, cells, channels)
+    number = np.int64(t[SOURCES])
+    for k in range(number):
+        source = _record(given, k)
+        own = view(np.int64(t[KEPT]), zero, np.int64(source[ROW]) * cells, 2 * cells)
+        _send(source, sums, own, kept, lines, cells, channels, size)
+    _return_shares(zero, given, number, t[SOFTMAX] != 0)
+
+
+@inner
+def _return_shares(zero, given, number, softmax):
+    """From the gradients of shares to those of weights."""
+    for both in range(2):
+        between = 0.0
+        for k in range(number):
+            between += _record(given, k)[SHARES + both] * _record(given, k)[D_SHARES + both]
+        for k in range(number):
+            own = _record(given, k)
+            if own[D_WEIGHTS + both] != 0:
+                found = own[D_SHARES + both]
+                target = view(np.int64(own[D_WEIGHTS + both]), zero, NOTHING, ONE)
+                target[0] = own[SHARES + both] * (found - between) if softmax else found
+
+
+@inner
+def _send(source, sums, own, kept, lines, cells, channels, size):
+    """The gradients of mean and variance, the first two sums, sent to a source: its shares, and the lines of the cells in its blocks."""
+    tall, wide = np.int64(source[SAMPLES]) * channels, np.int64(source[CHANNELS])
+    begin, end = np.int64(source[BEGIN]), np.int64(source[END])
+    source[D_SHARES], source[D_SHARES + 1] = 0.0, 0.0
+    for n in range(0, cells, tall):
+        stop = min(n + tall, cells)
+        share = 1.0 / ((stop - n) // channels * wide * size)
+        for c in range(0, channels, wide):
+            first, second = 0.0, 0.0
+            for m in range(n, stop, channels):
+                for i in range(m + max(c, begin), m + min(c + wide, end)):
+                    first += sums[i]
+                    second += sums[cells + i]
+            mean = np.float64(own[n + c])
+            source[D_SHARES] += first * mean
+            source[D_SHARES + 1] += second * own[cells + n + c]
+            level, rise = first * source[SHARES] * share, 2.0 * second * source[SHARES + 1] * share
+            for m in range(n + c, stop, channels):
+                for i in range(m, m + wide):
+                    lines[i] += rise
+                    lines[cells + i] += level + rise * (kept[MEAN * cells + i] - mean)
+
+
+@inner
+def _fold(zero, address, step, values, start, cells, channels):
+    """The gradient of a weight, bias or level from that in every cell; with a step, every cell has its own."""
+    if address != 0:
+        found = view(address, zero, NOTHING, cells)
+        for c in range(channels):
+            total = 0.0
+            for i in range(c, cells, channels):
+                total += values[start + i]
+                if step != 0:
+                    found[i] = values[start + i]
+            if step == 0:
+                found[c] = total
 
 
 @sequential
-def _line_of(zero, given):
-    """Where slope, pivot and offset are."""
-    item = _word(given, SIZES) * _word(given, SIZES + 1) * item_size(zero)
-    return _lines(given), _word(given, KEPT) + MEAN * item, _lines(given) + item
+def _go_on(zero, given):
+    """The stage between the two passes over x."""
+    call(np.int64(view(given, WIDE, STAGE, ONE)[0]), zero, given, NOTHING, NOTHING, NOTHING)
+
+
+@sequential
+def _places(zero, given):
+    """Where center, scale, shift, level, pivot, slope and offset are, and the three sums of each cell."""
+    t, (samples, channels, _) = view(given, WIDE, NOTHING, FIRST), _place(given, SIZES)
+    item, start, sums = samples * channels * item_size(zero), np.int64(t[KEPT]), np.int64(t[SCRATCH])
+    more, lines = samples * channels * item_size(WIDE), sums + 3 * samples * channels * item_size(WIDE)
+    affine = start + CENTER * item, start + SCALE * item, start + SHIFT * item, start + LEVELS * item
+    return affine, (lines, start + MEAN * item, lines + item), (sums, sums + more, sums + 2 * more)
 
 
 @sequential
 def rows_forward(zero, kind, given):
     """y from x, where the positions of a cell are adjacent."""
     (samples, channels, size), (x, xn, xc), (y, yn, yc) = _place(given, SIZES), _place(given, X), _place(given, Y)
-    cells, sums = samples * channels, _word(given, SCRATCH)
-    rows.moments(zero, x, xn, xc, channels, size, None, None, 0, sums, sums + 8 * cells, sums + 16 * cells, 0, cells)
-    _settle(zero, given)
-    center, scale, shift, level = _map_of(zero, given)
+    cells, ((center, scale, shift, level), _, (count, mean, var)) = samples * channels, _places(zero, given)
+    rows.moments(zero, x, xn, xc, channels, size, None, None, 0, count, mean, var, 0, cells)
+    _go_on(zero, given)
     rows.affine(zero, x, xn, xc, y, yn, yc, channels, size, center, scale, shift, kind, level, channels, 0, cells)
 
 
@@ -225,25 +239,26 @@ def rows_forward(zero, kind, given):
 def columns_forward(zero, kind, given):
     """y from x, where the channels of a position are adjacent."""
     (samples, channels, size), (x, xn, xs), (y, yn, ys) = _place(given, SIZES), _place(given, X), _place(given, Y)
-    cells, sums = samples * channels, _word(given, SCRATCH)
-    columns.moments(zero, x, xn, xs, channels, size, 1, None, None, 0, sums, sums + 8 * cells, sums + 16 * cells, 0, samples)
-    _settle(zero, given)
-    center, scale, shift, level = _map_of(zero, given)
+    (center, scale, shift, level), _, (count, mean, var) = _places(zero, given)
+    columns.moments(zero, x, xn, xs, channels, size, 1, None, None, 0, count, mean, var, 0, samples)
+    _go_on(zero, given)
     columns.affine(zero, x, xn, xs, y, yn, ys, channels, size, 1, center, scale, shift, kind, level, channels, 0, samples)
 
 
 @sequential
 def rows_backward(zero, kind, below, given):
-    """dx from dy and x, and all other gradients; `below`, unless None, is where the sums for the level go, behind the others."""
+    """dx from dy and x, and all other gradients; `below`, unless None, is where the sums for the level go, the third."""
     (samples, channels, size), (x, xn, xc) = _place(given, SIZES), _place(given, X)
     (d, dn, dc), (g, gn, gc) = _place(given, Y), _place(given, DY)
-    cells, sums, (center, scale, shift, level) = samples * channels, _word(given, SCRATCH), _map_of(zero, given)
+    cells, ((center, scale, shift, level), (slope, pivot, offset), (total, product, _)) = (
+        samples * channels,
+        _places(zero, given),
+    )
     rows.grad_sums(
-        zero, g, gn, gc, x, xn, xc, channels, size, center, None, None, scale, shift, kind, level, channels, sums, sums + 8 * cells,
-        below, 0, cells
+        zero, g, gn, gc, x, xn, xc, channels, size, center, None, None, scale, shift, kind, level, channels, total, product, below,
+        0, cells
     )  # fmt: skip
-    _pull(zero, given)
-    slope, pivot, offset = _line_of(zero, given)
+    _go_on(zero, given)
     rows.grad_input(
         zero, g, gn, gc, x, xn, xc, d, dn, dc, channels, size, scale, slope, pivot, offset, None, None, center, shift, kind, level,
         channels, 0, cells
@@ -255,13 +270,12 @@ def columns_backward(zero, kind, below, given):
     """The same where the channels of a position are adjacent."""
     (samples, channels, size), (x, xn, xs) = _place(given, SIZES), _place(given, X)
     (d, dn, ds), (g, gn, gs) = _place(given, Y), _place(given, DY)
-    cells, sums, (center, scale, shift, level) = samples * channels, _word(given, SCRATCH), _map_of(zero, given)
+    (center, scale, shift, level), (slope, pivot, offset), (total, product, _) = _places(zero, given)
     columns.grad_sums(
-        zero, g, gn, gs, x, xn, xs, channels, size, 1, center, None, None, scale, shift, kind, level, channels, sums, sums + 8 * cells,
-        below, 0, samples
+        zero, g, gn, gs, x, xn, xs, channels, size, 1, center, None, None, scale, shift, kind, level, channels, total, product, below,
+        0, samples
     )  # fmt: skip
-    _pull(zero, given)
-    slope, pivot, offset = _line_of(zero, given)
+    _go_on(zero, given)
     columns.grad_input(
         zero, g, gn, gs, x, xn, xs, d, dn, ds, channels, size, 1, scale, slope, pivot, offset, None, None, center, shift, kind, level,
         channels, 0, samples

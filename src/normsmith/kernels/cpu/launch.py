@@ -217,11 +217,16 @@ def weigh(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], mean_weight
 
 
 def move_average(averages: tuple[Tensor, ...], values: tuple[Tensor, ...], factors: tuple[float, ...], step: float) -> None:
-    if not all(a.dtype == v.dtype and a.is_contiguous() and v.is_contiguous() for a, v in zip(averages, values, strict=True)):
-        reference.move_average(averages, values, factors, step)
-        return
-    for average, value, factor in zip(averages, values, factors, strict=True):
-        blend.move(ZEROS[value.dtype], value.numel(), average.data_ptr(), value.data_ptr(), factor, step)
+    if len(averages) == 2:
+        (one, two), (value, other) = averages, values
+        alike = one.dtype == two.dtype == value.dtype == other.dtype and one.numel() == two.numel()
+        dense = one.is_contiguous() and two.is_contiguous() and value.is_contiguous() and other.is_contiguous()
+        if alike and dense and value.shape == other.shape:
+            rows, where = value.numel() // max(one.numel(), 1), (value.data_ptr(), other.data_ptr())
+            given = (one.data_ptr(), where[0], factors[0], two.data_ptr(), where[1], factors[1], step)
+            blend.move(ZEROS[value.dtype], rows, one.numel(), *given)
+            return
+    reference.move_average(averages, values, factors, step)
 
 
 def _fit(d_mean: Tensor, d_var: Tensor, sources: Sequence[Moments], *weights: Tensor) -> bool:

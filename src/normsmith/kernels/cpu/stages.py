@@ -17,7 +17,7 @@ from normsmith.kernels.cpu.memory import OPTIONS, call, sequential, view
 
 _OPTIONS: Any = {key: value for key, value in OPTIONS.items() if key not in {"nogil", "no_cfunc_wrapper"}}
 INDEX = np.int64(0)
-_building = threading.Lock()  # of tables, which are at an address, and of numba's one setting of where it keeps things
+_building = threading.RLock()  # of tables, which are at an address, and of numba's one setting of where it keeps things
 
 
 class Stage:
@@ -32,7 +32,10 @@ class Stage:
         kind = type(zero)
         if kind not in self._compiled:
             whole = types.int64
-            self._compiled[kind] = cfunc(types.void(typeof(zero), whole, whole, whole, whole), **_OPTIONS)(self.function)
+            with _building, cache.uncollected(), cache.in_own_folder():
+                self._compiled.setdefault(
+                    kind, cfunc(types.void(typeof(zero), whole, whole, whole, whole), **_OPTIONS)(self.function)
+                )
         return int(self._compiled[kind].address)
 
 
@@ -47,7 +50,7 @@ class Chain:
         """For every item, which is so many runs; `tasks` are items in order, each on one core."""
         kind = type(zero)
         if kind not in self._tables:
-            with _building, cache.uncollected(), cache.in_own_folder():
+            with _building:
                 found = np.array([stage.address(zero) for stage in self.stages])
                 self._tables.setdefault(kind, (found, found.ctypes.data))
         where = (self._tables[kind][1], len(self.stages), zero, arguments, items, length)

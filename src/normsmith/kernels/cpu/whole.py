@@ -89,7 +89,7 @@ class _Standardized:
 
     def backward(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradients of x, weight and bias."""
-        x = _laid_out(x, self.by_rows)  # a hook of saved tensors may have brought it back in another layout
+        x = laid_out(x, self.by_rows)  # a hook of saved tensors may have brought it back in another layout
         dy, d_x = like(dy, x), torch.empty_like(x)
         channels, _, _, sets, samples = self.sizes
         tasks, factor = min(samples, TASKS), _readable(self.weight, x)
@@ -105,7 +105,7 @@ class _Standardized:
         return d_x, in_type_of(self.weight, d_weight), in_type_of(self.bias, d_bias)
 
 
-def _laid_out(x: Tensor, by_rows: bool) -> Tensor:
+def laid_out(x: Tensor, by_rows: bool) -> Tensor:
     """A cut tensor in this layout."""
     if layout(x) == ("rows" if by_rows else "columns"):
         return x
