@@ -9,7 +9,7 @@ from isolated import facts_of
 
 import normsmith as ns
 from normsmith.kernels import cpu, reference
-from normsmith.kernels.cpu import stages
+from normsmith.kernels.cpu import few, stages
 from normsmith.normalize import normalize
 
 CASES = [
@@ -24,6 +24,12 @@ CASES = [
 SHAPES = [(1, 12, 2, 2), (2, 12, 97, 97), (37, 12, 5, 7), (18, 12, 41, 43), (3, 12, 2, 3, 5), (40, 12, 1, 1)]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 ALL = {"measure", "settle", "transfer", "gather", "pull", "back"}
+
+
+@pytest.fixture(autouse=True)
+def _not_as_few(monkeypatch):
+    """Small tensors have a way of their own, tested in test_few.py."""
+    monkeypatch.setattr(few, "ELEMENTS", 0)
 
 
 @pytest.fixture
