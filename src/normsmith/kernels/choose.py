@@ -187,7 +187,7 @@ def prefer_torch(operator: str, x: Tensor, *, activated: bool = False) -> bool:
     return elements < (in_columns if _in_columns(x) else in_rows)
 
 
-def checked_in_columns(x: Tensor, groups: int) -> CheckedGroupNorm | None:
+def checked_in_columns(x: Tensor, groups: int, *, activated: bool = False) -> CheckedGroupNorm | None:
     """torch's group norm for tensors whose channels are last in memory, where it is faster than ours; None where it is not."""
     if _forced.get() not in {"auto", "torch"} or not kernels_take(x) or must_stay_plain((x,)):
         return None
@@ -196,6 +196,8 @@ def checked_in_columns(x: Tensor, groups: int) -> CheckedGroupNorm | None:
         least = MEMBERS_OF_LONG[torch.is_grad_enabled()]
     else:
         least = MEMBERS_OF_SHORT[(elements >= LARGER) + (elements >= LARGE)]
+    if activated and elements >= WITH_ACTIVATION["group"][1]:
+        return None
     if channels // groups < least or not _fills_columns(x):
         return None
     found: CheckedGroupNorm = _load("normsmith.kernels.cpu.checked").group_norm

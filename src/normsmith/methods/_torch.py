@@ -16,16 +16,17 @@ def group_norm(
     1000, where the contiguous one is off by 1e-4. So it is taken where what it found can be checked; copying to rows and back is exact
     too, and for small tensors no slower.
     """
-    small = prefer_torch("group", x, activated=activated)
-    if small and (x.is_contiguous() or torch.compiler.is_compiling() or x.numel() == 0):
-        return torch.group_norm(x, groups, weight, bias, eps)
-    checked = checked_in_columns(x, groups) if small or not activated else None
-    if checked is not None and (weight is None or weight.dtype == x.dtype) and (bias is None or bias.dtype == x.dtype):
-        y = checked(x, groups, weight, bias, eps)
-        if y is not None:
-            return y
-    if not small:
+    in_rows = x.is_contiguous() or torch.compiler.is_compiling() or x.numel() == 0
+    if not in_rows:
+        checked = checked_in_columns(x, groups, activated=activated)
+        if checked is not None and (weight is None or weight.dtype == x.dtype) and (bias is None or bias.dtype == x.dtype):
+            y = checked(x, groups, weight, bias, eps)
+            if y is not None:
+                return y
+    if not prefer_torch("group", x, activated=activated):
         return None
+    if in_rows:
+        return torch.group_norm(x, groups, weight, bias, eps)
     y = torch.group_norm(x.contiguous(), groups, weight, bias, eps)
     return torch.empty_like(x).copy_(y)
 
