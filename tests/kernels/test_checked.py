@@ -49,6 +49,18 @@ def test_output_and_gradients_are_those_of_rows(found, shape, groups, dtype):
         assert_same(got, want.to(dtype))
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(found, dtype, own):
+    x = columns(torch.randn(4, 32, 5, 5)).to(dtype)
+    layer = ns.LayerNorm(32, dtype=dtype if own else None)
+    y = layer(x)
+    assert y is found[0]
+    torch.testing.assert_close(y.float(), torch.group_norm(x.float().contiguous(), 1), atol=0.02, rtol=0.01)
+    layer(x + 100)
+    assert found[1] is None
+
+
 @pytest.mark.parametrize("spoil", [lambda x: x + 1000, lambda x: x.index_fill(0, torch.tensor(1), float("nan"))])
 @pytest.mark.parametrize("shape", [(4, 64, 8, 8), (8, 64, 40, 40)])
 def test_what_it_cannot_do_is_done_over(found, shape, spoil):
@@ -97,7 +109,7 @@ def test_no_size_is_believed_whose_sums_are_too_long():
         (columns(torch.randn(2, 64, 32, 32)), 16, False),
         (torch.randn(2, 64, 8, 8), 1, False),
         (columns(torch.randn(2, 128, 8, 8))[:, :64], 1, False),
-        (columns(torch.randn(2, 64, 8, 8)).bfloat16(), 1, False),
+        (columns(torch.randn(2, 64, 8, 8)).bfloat16(), 1, True),
     ],
 )
 def test_where_it_is_faster(x, groups, taken):

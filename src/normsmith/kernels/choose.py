@@ -189,7 +189,7 @@ def prefer_torch(operator: str, x: Tensor, *, activated: bool = False) -> bool:
 
 def checked_in_columns(x: Tensor, groups: int, *, activated: bool = False) -> CheckedGroupNorm | None:
     """torch's group norm for tensors whose channels are last in memory, where it is faster than ours; None where it is not."""
-    if _forced.get() not in {"auto", "torch"} or not kernels_take(x) or must_stay_plain((x,)):
+    if _forced.get() not in {"auto", "torch"} or not x.is_cpu or x.numel() == 0 or must_stay_plain((x,)):
         return None
     elements, channels = x.numel(), x.shape[1]
     if elements // (x.shape[0] * channels) >= LONG:
@@ -198,7 +198,7 @@ def checked_in_columns(x: Tensor, groups: int, *, activated: bool = False) -> Ch
         least = MEMBERS_OF_SHORT[(elements >= LARGER) + (elements >= LARGE)]
     if activated and elements >= WITH_ACTIVATION["group"][1]:
         return None
-    if channels // groups < least or not _fills_columns(x):
+    if channels // groups < least or x.dtype not in _WIDTHS or x.is_neg() or not _fills_columns(x):
         return None
     found: CheckedGroupNorm = _load("normsmith.kernels.cpu.checked").group_norm
     return found

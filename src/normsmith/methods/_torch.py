@@ -19,7 +19,7 @@ def group_norm(
     in_rows = x.is_contiguous() or torch.compiler.is_compiling() or x.numel() == 0
     if not in_rows:
         checked = checked_in_columns(x, groups, activated=activated)
-        if checked is not None and (weight is None or weight.dtype == x.dtype) and (bias is None or bias.dtype == x.dtype):
+        if checked is not None and _is_of(weight, x) and _is_of(bias, x):
             y = checked(x, groups, weight, bias, eps)
             if y is not None:
                 return y
@@ -29,6 +29,11 @@ def group_norm(
         return torch.group_norm(x, groups, weight, bias, eps)
     y = torch.group_norm(x.contiguous(), groups, weight, bias, eps)
     return torch.empty_like(x).copy_(y)
+
+
+def _is_of(parameter: Tensor | None, x: Tensor) -> bool:
+    """Whether torch's operator takes them together."""
+    return parameter is None or parameter.dtype == x.dtype or (parameter.dtype == torch.float32 and x.dtype.itemsize == 2)
 
 
 def numbered_twin(layer: RunningNormalizer, kind: str, spatial_dims: int) -> nn.Module | None:

@@ -18,7 +18,7 @@ BELIEVED = 200.0  # sqrt(positions) * (1 + (mean / deviation)²): one over the d
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
-    """For float32 and float64 of (N, C, *spatial) with channels last, without gaps; differentiable. None where it is not to be believed."""
+    """For (N, C, *spatial) with channels last, without gaps; differentiable. None where it is not to be believed."""
     samples, channels = x.shape[0], x.shape[1]
     positions = x.numel() // (samples * channels)
     limit = BELIEVED / math.sqrt(positions) - 1
@@ -26,7 +26,11 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
         return None
     maps = x if x.dim() == 4 else x.flatten(2).unsqueeze(2)  # of other dimensions it would make a copy in rows
     y, mean, inverse = torch.native_group_norm(maps, weight, bias, samples, channels, positions, groups, eps)
-    if not _are_near(ZEROS[x.dtype], mean.data_ptr(), inverse.data_ptr(), mean.numel(), limit):
+    if mean.dtype in ZEROS:
+        near = _are_near(ZEROS[mean.dtype], mean.data_ptr(), inverse.data_ptr(), mean.numel(), limit)
+    else:
+        near = bool(((mean.detach() * inverse.detach()).square() < limit).all())
+    if not near:
         return None
     return y if x.dim() == 4 else y.view(x.shape)
 
