@@ -122,6 +122,12 @@ def test_without_gradients_more_is_faster():
         assert checked_in_columns(x, 64) is not None
 
 
+@pytest.mark.parametrize("groups", [1, 64])
+def test_tokens_are_rows_for_torch(groups):
+    x = torch.randn(256, 512)
+    assert torch.equal(ns.GroupNorm(512, num_groups=groups)(x), torch.group_norm(x, groups, torch.ones(512), torch.zeros(512)))
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_forced_backend_is_not_torch(found, backend):
     with ns.backend(backend):

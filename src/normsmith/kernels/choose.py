@@ -145,6 +145,7 @@ OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "batch": (350_000, NEVER),
     "batch_eval": (NEVER, NEVER),
     "group": (NEVER, LARGER),  # layer and instance norm too; of those in columns that `checked_in_columns` does not take
+    "group_of_tokens": (NEVER, NEVER),
     "rms": (30_000, 30_000),
     "rms_eval": (200_000, 250_000),  # and tokens, for which torch has one operator
     "position": (200_000, NEVER),

@@ -23,7 +23,7 @@ def group_norm(
             y = checked(x, groups, weight, bias, eps)
             if y is not None:
                 return y
-    if not prefer_torch("group", x, activated=activated):
+    if not prefer_torch("group" if x.dim() > 2 else "group_of_tokens", x, activated=activated):
         return None
     if in_rows:
         return torch.group_norm(x, groups, weight, bias, eps)
