@@ -52,21 +52,22 @@ class Blend(Moments):
     mean_weights: Tensor
     var_weights: Tensor
     softmax: bool = False  # whether the weights are still its logits
+    shares: tuple[Tensor, Tensor] | None = None  # what they came to
 
     @staticmethod
     def of_sources(blended: tuple[Moments, ...], mean_weights: Tensor, var_weights: Tensor, softmax: bool) -> "Blend":
         """Their values added up."""
-        by, shares = blended[0].by, [_shares(t, softmax) for t in (mean_weights, var_weights)]
+        by, shares = blended[0].by, (_shares(mean_weights, softmax), _shares(var_weights, softmax))
         mean, var = by.weighted_sum(blended, *shares)
-        return Blend(mean, var, blended[0].count, blended, mean_weights, var_weights, softmax, by=by)
+        return Blend(mean, var, blended[0].count, blended, mean_weights, var_weights, softmax, shares, by=by)
 
     def pull(self, d_mean: Tensor, d_var: Tensor, to: Pull) -> None:
         """Send the gradients of mean and variance to where they come from."""
-        given = (self.mean_weights, self.var_weights)
-        shares = [_shares(t, self.softmax) for t in given]
-        *found, own = to.by.weigh(d_mean, d_var, self.blended, *shares)
-        for t, share, grad in zip(given, shares, found, strict=True):
-            to.tensors.append((t, fit(share * (grad - torch.dot(share, grad)), t) if self.softmax else grad))
+        assert self.shares is not None
+        *found, own = to.by.weigh(d_mean, d_var, self.blended, *self.shares)
+        for t, share, grad in zip((self.mean_weights, self.var_weights), self.shares, found, strict=True):
+            passed = torch.ops.aten._softmax_backward_data(grad, share, 0, share.dtype) if self.softmax else grad
+            to.tensors.append((t, fit(passed, t)))
         for m, (own_mean, own_var) in zip(self.blended, own, strict=True):
             m.pull(own_mean, own_var, to)
 

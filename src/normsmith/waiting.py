@@ -29,7 +29,7 @@ class Waiting:
             raise AttributeError(name)
         found = vars(take())
         self.taken()
-        self.__dict__.update({key: found[key] for key in ("mean", "var", "count", "share") if key in found})
+        self.__dict__.update({key: found[key] for key in ("mean", "var", "count", "share", "shares") if key in found})
         return self.__dict__[name]
 
     def taken(self) -> None:

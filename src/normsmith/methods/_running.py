@@ -189,7 +189,7 @@ class RunningNormalizer(Normalizer):
         running_mean = self._buffers["running_mean"]  # past nn.Module.__getattr__, which costs as much as a small operation
         if not self.training or self.frozen or running_mean is None or is_recomputing():
             return
-        if batches is None and self.has_no_policy() and moved_at_once(self._buffers, batch, self.momentum, final=final):
+        if batches is None and self._has_no_policy() and moved_at_once(self._buffers, batch, self.momentum, final=final):
             return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype
@@ -212,7 +212,7 @@ class RunningNormalizer(Normalizer):
             new = var if final else self.final(Moments(mean, var, count))
             self._move(mean, new, take, None if batches is None else _like(batches, mean, mean.dtype))
 
-    def has_no_policy(self) -> bool:
+    def _has_no_policy(self) -> bool:
         """Whether a batch moves mean and variance as in torch, and nothing else."""
         policies = self.num_batches_skipped is not None or self.collected is not None or self.pending is not None
         return not (policies or self.keeps_more or self._first_batch_sets)

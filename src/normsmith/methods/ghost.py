@@ -76,7 +76,7 @@ class GhostNorm(RunningNormalizer):
             return
         chunks = cells.of_runs(self.batch_size) if cells is not None else batch
         assert chunks is not None
-        if self.world is None and self.has_no_policy() and moved_at_once(self._buffers, chunks, self.momentum, final=False):
+        if self.world is None and self._has_no_policy() and moved_at_once(self._buffers, chunks, self.momentum, final=False):
             return
         momentum = None if self.accumulate > 1 else self.momentum
         moved = as_one(Moments(chunks.mean, chunks.unbiased(), (chunks.counts() > 0).to(chunks.mean.dtype)), momentum)
