@@ -88,8 +88,10 @@ def _look(layer: Layer, x: Tensor, numbers: Tensor) -> None:
         x = x.movedim(-1, 1)
     if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point() or x.shape[1] != layer.source.num_features:
         return
-    positions = x.numel() // (x.shape[0] * x.shape[1])
-    layer.samples.append(x.shape[0])
+    rows, channels = x.shape[:2]
+    positions = x.numel() // (rows * channels)
+    layer.samples.append(rows)
     layer.positions = positions if not layer.positions else min(layer.positions, positions)
-    whole = len(numbers) > 0 and x.shape[0] % len(numbers) == 0  # rows of one sample are adjacent, as in x.flatten(0, 1)
-    layer.take(x.detach(), numbers if whole else None)
+    samples = numbers.shape[0]
+    whole = samples > 0 and rows % samples == 0  # rows of one sample are adjacent, as in x.flatten(0, 1)
+    layer.take(x, numbers if whole else None)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normsmith.doctor._describe import Extremes
+from normsmith.doctor._describe import Extremes, in_kernels
 from normsmith.doctor.moments import FourMoments
-from normsmith.doctor.topk import LAST, TopK, in_kernels, ordered, scores_of
+from normsmith.doctor.topk import LAST, TopK, ordered, scores_of
 
 KEPT, SHOWN = 8, 8
 FIRES, FLOOR = 5.0, 4.0  # deviations
@@ -63,8 +63,9 @@ class Outlying(TopK):
         if not self._begun:
             self.begin(moments)
         low, high = cells
-        if len(high) != len(numbers):
-            low, high = (t.reshape(len(numbers), -1, t.shape[1]) for t in cells)
+        rows = numbers.shape[0]
+        if high.shape[0] != rows:
+            low, high = (t.reshape(rows, -1, t.shape[1]) for t in cells)
             low, high = low.amin(1), high.amax(1)
         self.keys = self.keys.to(high.device)
         if high.dtype == torch.float32 and low.stride() == high.stride() and in_kernels(high):
