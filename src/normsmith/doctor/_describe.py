@@ -1,5 +1,6 @@
 """The pass over a tensor that feeds moments and histograms: `kernels/cpu/shape.py` where it can work, plain torch elsewhere."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # The columns of the facts of a channel.
 COUNT, MEAN, SECOND, THIRD, FOURTH, LOW, HIGH, NOT_FINITE = range(8)
+NOTHING = (0, 0, 0, 0, 0, math.inf, -math.inf, 0)
 CHUNK = 1 << 21  # elements that plain torch widens to float64 at once
 
 
@@ -33,9 +35,7 @@ class Extremes(NamedTuple):
 
 def no_facts(channels: int, device: torch.device | str | None = None) -> Tensor:
     """The facts of channels that nothing is known of."""
-    facts = torch.zeros((channels, 8), dtype=torch.float64, device=device)
-    facts[:, LOW], facts[:, HIGH] = torch.inf, -torch.inf
-    return facts
+    return torch.tensor([NOTHING], dtype=torch.float64, device=device).repeat(channels, 1)
 
 
 def checked(x: Tensor, channels: int, who: str) -> Tensor:

@@ -59,7 +59,10 @@ def watching(seen: Observation, passing: Passing) -> Iterator[None]:
             layer.seconds += time.perf_counter() - begin
 
         def compare(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], y: Any, layer: Layer = layer) -> None:
-            before, after = memory_format(first_of(arguments, options)), memory_format(y)
+            x = first_of(arguments, options)
+            if isinstance(y, Tensor) and x.stride() == y.stride() and x.shape == y.shape:
+                return  # as nearly always
+            before, after = memory_format(x), memory_format(y)
             if before and after and before != after:
                 layer.flips, layer.flip = layer.flips + 1, f"{before} to {after}"
 
