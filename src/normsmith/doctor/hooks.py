@@ -44,9 +44,12 @@ def watching(seen: Observation, passing: Passing) -> Iterator[None]:
 
     def count(*_: Any) -> None:
         passing.forwards += 1
+        if seen.batches and all(layer.calls for layer in seen.layers):  # what is before each is known
+            while origins:
+                origins.pop().remove()
 
-    handles = [m.register_forward_hook(remember) for m in names if is_weighted(m)]
-    handles.append(seen.model.register_forward_pre_hook(count))
+    origins = [m.register_forward_hook(remember) for m in names if is_weighted(m)]
+    handles = [*origins, seen.model.register_forward_pre_hook(count)]
     for layer in seen.layers:
 
         def look(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], layer: Layer = layer) -> None:

@@ -133,7 +133,10 @@ def tops(streams: Sequence[tuple[Outlying, FourMoments]], count: int = SHOWN) ->
     sizes = [moments.channels for _, moments in streams]
     mean, std = (torch.split(t, sizes) for t in (every.mean, every.std))
     center, unit = torch.cat([t for m in mean for t in (m, -m)]), torch.cat([t for s in std for t in (s, s)])
-    furthest = _deviations(keys, center, unit).amax(1)  # of all: the first ones may be infinite, which counts for nothing
+    held = ((keys[:, 0] & LAST) != 0).nonzero().flatten()  # in most rows there is no sample
+    furthest = torch.full((len(keys),), -torch.inf, dtype=torch.float64)
+    # Of all that a row holds: the first ones may be infinite, which counts for nothing.
+    furthest[held] = _deviations(keys[held], center[held], unit[held]).amax(1)
     best, start = [], 0
     for size in sizes:  # what is in no such row has as many before it
         rows = furthest[start : start + 2 * size]
