@@ -1,5 +1,7 @@
 """Which backend does the work: decided ahead from device, type, layout and size, never from values.
 
+One exception: torch's group norm in columns is done over by our kernels where what it found shows that it lost precision.
+
 `auto` takes torch's own operator where one exists and measured faster (`OURS_WIN_FROM`), else our kernels, else the reference.
 `NORMSMITH_BACKEND` or `with normsmith.backend("reference"):` force one of:
 
@@ -61,9 +63,12 @@ def _load(room: str) -> Any:
     return importlib.import_module(room)
 
 
+_SINGLE_AND_DOUBLE = (torch.float32, torch.float64)
+
+
 def kernels_take(x: Tensor) -> bool:
     """Whether the cpu kernels can work on this tensor."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and not x.is_neg()
+    return x.is_cpu and x.dtype in _SINGLE_AND_DOUBLE and x.numel() > 0 and not x.is_neg()
 
 
 TRITON = (3, 4)  # the oldest whose interpreter and compiler take the kernels
@@ -135,12 +140,12 @@ def _chosen(x: Tensor) -> str:
 # its group norm in rows takes moments and applies them while a group is still in the cache: there is nothing to win. On a GPU nothing
 # has been measured: there torch's operator does the work wherever there is one, and our kernels do what torch has not.
 NEVER = math.inf
+LARGER, LARGE = 65_000, 1_000_000  # than small tensors are
 OURS_WIN_FROM: dict[str, tuple[float, float]] = {
     "batch": (350_000, NEVER),
     "batch_eval": (NEVER, NEVER),
-    "instance": (NEVER, 100_000),
-    "group": (NEVER, 100_000),
-    "layer": (NEVER, 300_000),
+    "group": (NEVER, LARGER),  # layer and instance norm too; of those in columns that `checked_in_columns` does not take
+    "group_of_tokens": (NEVER, NEVER),
     "rms": (30_000, 30_000),
     "rms_eval": (200_000, 250_000),  # and tokens, for which torch has one operator
     "position": (200_000, NEVER),
@@ -148,13 +153,22 @@ OURS_WIN_FROM: dict[str, tuple[float, float]] = {
 }
 
 
+# torch's group norm in columns, checked afterwards (`kernels/cpu/checked.py`), is faster than ours from so many channels in a group on:
+# many where its loops follow groups, as they do for short cells, few where they follow positions. Measured like the above.
+LONG = 1024  # positions
+MEMBERS_OF_LONG = (
+    1,
+    8,
+)  # without gradients, and with them: the backward of many positions of few channels takes four times ours
+MEMBERS_OF_SHORT = (2, 8, 64)  # in small tensors, in larger ones, and in large ones
+CheckedGroupNorm = Callable[[Tensor, int, Tensor | None, Tensor | None, float], Tensor | None]
+
+
 # The same where an activation follows: torch's operator then pays for two passes more.
 WITH_ACTIVATION = OURS_WIN_FROM | {
     "batch": (350_000, 3_000_000),
     "batch_eval": (400_000, 400_000),
-    "instance": (3_000_000, 300_000),
     "group": (3_000_000, 400_000),
-    "layer": (3_000_000, 400_000),
 }
 
 
@@ -172,6 +186,30 @@ def prefer_torch(operator: str, x: Tensor, *, activated: bool = False) -> bool:
     if not kernels_take(x) or must_stay_plain((x,)):
         return True
     return elements < (in_columns if _in_columns(x) else in_rows)
+
+
+def checked_in_columns(x: Tensor, groups: int, *, activated: bool = False) -> CheckedGroupNorm | None:
+    """torch's group norm for tensors whose channels are last in memory, where it is faster than ours; None where it is not."""
+    if _forced.get() not in {"auto", "torch"} or not x.is_cpu or x.numel() == 0 or must_stay_plain((x,)):
+        return None
+    elements, channels = x.numel(), x.shape[1]
+    if elements // (x.shape[0] * channels) >= LONG:
+        least = MEMBERS_OF_LONG[torch.is_grad_enabled()]
+    else:
+        least = MEMBERS_OF_SHORT[(elements >= LARGER) + (elements >= LARGE)]
+    if activated and elements >= WITH_ACTIVATION["group"][1]:
+        return None
+    if channels // groups < least or x.dtype not in _WIDTHS or x.is_neg() or not _fills_columns(x):
+        return None
+    found: CheckedGroupNorm = _load("normsmith.kernels.cpu.checked").group_norm
+    return found
+
+
+def _fills_columns(x: Tensor) -> bool:
+    """Whether channels are last in memory, and nothing lies between."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
 
 
 def _in_columns(x: Tensor) -> bool:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from normsmith.affine import Standardized
 from normsmith.errors import TooFewValuesError
@@ -162,10 +162,11 @@ class RunningNormalizer(Normalizer):
 
     def by_running(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` normalized by the running statistics."""
+        (mean, var), weight, bias = self.constants(), self.weight, self.bias
         if mask is None and prefer_torch("batch_eval", x, activated=self.bend is not None):
-            return self.activated(F.batch_norm(x, *self.constants(), self.weight, self.bias, False, 0.0, self.eps))
-        constants = (*self.constants(), self.weight, self.bias)
-        return normalize(x, partial(mix_running, eps=self.eps), *constants, sees="nothing", mask=mask, act=self.bend).y
+            return self.activated(torch.batch_norm(x, weight, bias, mean, var, False, 0.0, self.eps, cudnn.enabled))
+        fixed = partial(mix_running, eps=self.eps)
+        return normalize(x, fixed, mean, var, weight, bias, sees="nothing", mask=mask, act=self.bend).y
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """The running mean and variance for one forward: copies where a backward, before which others may write to them, needs them."""
@@ -192,8 +193,7 @@ class RunningNormalizer(Normalizer):
             return
         with torch.no_grad():
             dtype = (running_mean if self.collected is None else self.collected).dtype
-            mean, var = _like(batch.mean, running_mean, dtype), self.spread_of(batch, running_mean, dtype)
-            count = batch.count
+            mean, var, count = _like(batch.mean, running_mean, dtype), self.spread_of(batch, running_mean, dtype), batch.count
             if isinstance(count, Tensor):
                 count = count.expand_as(batch.mean).reshape_as(running_mean)
             take: Tensor | None = None if isinstance(count, int) else count > 0

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from normsmith.affine import Standardized
 from normsmith.kernels.choose import prefer_torch
@@ -24,6 +25,7 @@ from normsmith.methods._running import RunningNormalizer
 from normsmith.methods._torch import numbered_twin
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
+from normsmith.surroundings import is_recomputing, must_stay_plain
 
 CURE = "use a larger batch, drop the last incomplete one, normalize with GroupNorm"
 
@@ -55,10 +57,17 @@ class BatchNorm(RunningNormalizer):
         return result.y
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        """torch's own operator, with buffers of its own: what a backward keeps must not be what the next forward writes to."""
-        if not self.training or self.running_mean is None:
+        """torch's own operator; what it keeps of the buffers must not have a version that the next forward changes."""
+        buffers = self._buffers
+        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        if mean is None or not self.training:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+        if var is not None and tracked is not None and self.momentum is not None and self.moves_as_torch(x):
+            tracked.add_(1)
+            return torch.batch_norm(
+                x, self.weight, self.bias, mean.data, var.data, True, self.momentum, self.eps, cudnn.enabled
+            )
+        mean, var = torch.zeros_like(mean), torch.zeros_like(mean)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         count = x.numel() // self.num_features
         merged = self.accumulate > 1 or self.collected is not None
@@ -66,6 +75,10 @@ class BatchNorm(RunningNormalizer):
             var = var * ((count - 1) / count)  # biased, as batches are merged
         self.update(Moments(mean, var, count), final=not merged)
         return y
+
+    def moves_as_torch(self, x: Tensor) -> bool:
+        """Whether torch's operator may move mean and variance itself, at a forward in training that takes it."""
+        return self._has_no_policy() and not (self.frozen or is_recomputing() or must_stay_plain((x,)))
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:
         return numbered_twin(self, "BatchNorm", spatial_dims)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from normsmith.affine import Standardized
 from normsmith.errors import OptionError
-from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
 from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
@@ -72,8 +71,10 @@ class GroupNorm(Normalizer):
         self.check_input(x)
         mask = self.check_mask(x, mask, lengths)
         self.warn_if_single(math.prod(x.shape[1:]) // self.num_groups, "group", "use fewer groups")
-        if mask is None and prefer_torch("group", x, activated=self.bend is not None):
-            return self.activated(group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+        if mask is None:
+            y = group_norm(x, self.num_groups, self.weight, self.bias, self.eps, activated=self.bend is not None)
+            if y is not None:
+                return self.activated(y)
         options = partial(mix, num_groups=self.num_groups, eps=self.eps)
         return normalize(x, options, self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
 

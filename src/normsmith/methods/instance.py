@@ -20,7 +20,6 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
-from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._options import Policies
 from normsmith.methods._running import RunningNormalizer
 from normsmith.methods._torch import group_norm, numbered_twin
@@ -47,9 +46,11 @@ class InstanceNorm(RunningNormalizer):
         mask = self.check_mask(x, mask, lengths)
         if self.uses_running_stats or self.falls_back(x, math.prod(x.shape[2:]), "sample and channel", CURE):
             return self.by_running(x, mask)
-        if mask is None and self.running_mean is None and prefer_torch("instance", x, activated=self.bend is not None):
+        if mask is None and self.running_mean is None:
             # One channel per group: the same numbers as F.instance_norm, which is slower and loses the memory format.
-            return self.activated(group_norm(x, self.num_features, self.weight, self.bias, self.eps))
+            y = group_norm(x, self.num_features, self.weight, self.bias, self.eps, activated=self.bend is not None)
+            if y is not None:
+                return self.activated(y)
         result = normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend)
         if self.running_mean is not None:
             assert result.cells is not None

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normsmith.affine import Standardized
-from normsmith.kernels.choose import prefer_torch
 from normsmith.methods._base import Normalizer
-from normsmith.methods._torch import layer_norm
+from normsmith.methods._torch import group_norm
 from normsmith.moments import Moments
 from normsmith.normalize import normalize
 
@@ -59,8 +58,10 @@ class LayerNorm(Normalizer):
             self.warn_if_single(math.prod(self.num_features), "sample", "normalize over more dimensions")
             return self.activated(F.layer_norm(x, self.num_features, self.weight, self.bias, self.eps))
         self.warn_if_single(math.prod(x.shape[1:]), "sample", "normalize inputs of more channels or positions")
-        if mask is None and prefer_torch("layer", x, activated=self.bend is not None):
-            return self.activated(layer_norm(x, self.weight, self.bias, self.eps))
+        if mask is None:
+            y = group_norm(x, 1, self.weight, self.bias, self.eps, activated=self.bend is not None)
+            if y is not None:
+                return self.activated(y)
         return normalize(x, partial(mix, eps=self.eps), self.weight, self.bias, sees="cells", mask=mask, act=self.bend).y
 
     def torch_twin(self, spatial_dims: int = 2) -> nn.Module | None:

@@ -66,6 +66,10 @@ class StepBatchNorm(BatchNorm):
         if self.step < self.max_steps:
             super().update(batch, final=final, batches=batches)
 
+    def moves_as_torch(self, x: Tensor) -> bool:
+        """Not beyond the last step that has statistics of its own."""
+        return self.step < self.max_steps and super().moves_as_torch(x)
+
     def options(self) -> dict[str, Any]:
         """Those of batch norm, and how many steps have statistics of their own."""
         own: dict[str, Any] = {"max_steps": self.max_steps}

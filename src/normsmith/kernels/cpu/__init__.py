@@ -7,6 +7,7 @@
     threads.py   how many cores, and the traps of thread layers
     launch.py    from cut tensors to loops
     whole.py, whole_columns.py, whole_rows.py, whole_sets.py, stages.py    a sample standardized and mapped while it is in the cache
+    checked.py   torch's group norm in columns, believed where it may be
     blend.py     on statistics: the derivative of a blend, a moving average
     shape.py, shape_blocks.py, describe.py    one pass more, for `doctor`: power sums to the fourth, extremes and histograms, both layouts
     mixture.py, mixture_blocks.py, mixture_loops.py, mixture_parallel.py, exponential.py    the operations of mixtures, both layouts

@@ -16,7 +16,7 @@ from normsmith.kernels.cpu import cache, threads
 from normsmith.kernels.cpu.memory import OPTIONS, call, sequential, view
 
 _OPTIONS: Any = {key: value for key, value in OPTIONS.items() if key not in {"nogil", "no_cfunc_wrapper"}}
-INDEX = np.int64(0)
+INDEX, ONE = np.int64(0), np.int64(1)
 _building = threading.Lock()  # of tables, which are at an address, and of numba's one setting of where it keeps things
 
 
@@ -63,12 +63,12 @@ def follow(functions, number, zero, arguments, items, length, begin, end, tasks,
     """Every stage of every item of these tasks."""
     for item in range(items * begin // tasks, items * end // tasks):
         for i in range(number):
-            call(view(functions, INDEX, i, 1)[0], zero, arguments, item * length, (item + 1) * length, core)
+            call(view(functions, INDEX, i, ONE)[0], zero, arguments, item * length, (item + 1) * length, core)
 
 
 @njit(parallel=True, **OPTIONS)
 def share(functions, number, zero, arguments, items, length, tasks, cores):
-    for core in prange(cores):
-        follow(
-            functions, number, zero, arguments, items, length, tasks * core // cores, tasks * (core + 1) // cores, tasks, core
-        )
+    for worker in prange(cores):
+        core = np.int64(worker)  # as everywhere else: it is unsigned here, for which all would be compiled once more
+        begin, end = tasks * core // cores, tasks * (core + 1) // cores
+        follow(functions, number, zero, arguments, items, length, begin, end, tasks, core)

@@ -12,6 +12,7 @@ from normsmith.kernels.cpu.whole_sets import (
     BIAS,
     DY,
     LINES,
+    START,
     X,
     Y,
     centers,
@@ -33,8 +34,7 @@ def measure(zero, arguments, begin, end, core):
     given = table(arguments)
     x, xn, xs = place(given, X)
     channels, size, parts, _, _ = sizes(given)
-    pivot, first = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    second = scratch_of(zero, given, channels, core, 2)
+    pivot, first, second, _ = scratch_of(zero, given, channels, core)
     fill(first, zero)
     fill(second, zero)
     for run in range(begin, end):
@@ -62,10 +62,9 @@ def transfer(zero, arguments, begin, end, core):
     x, xn, xs = place(given, X)
     y, yn, ys = place(given, Y)
     channels, size, parts, sets, samples = sizes(given)
-    center, scale = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    shift = scratch_of(zero, given, channels, core, 2)
+    center, scale, shift, _ = scratch_of(zero, given, channels, core)
     if given[BIAS] != 0:
-        shift = view(np.int64(given[BIAS]), zero, 0, channels)
+        shift = view(np.int64(given[BIAS]), zero, START, channels)
     else:
         fill(shift, zero)
     centers(zero, given, sets, begin // parts, center)
@@ -94,8 +93,7 @@ def gather(zero, arguments, begin, end, core):
     g, gn, gs = place(given, DY)
     x, xn, xs = place(given, X)
     channels, size, parts, sets, _ = sizes(given)
-    center, first = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    second = scratch_of(zero, given, channels, core, 2)
+    center, first, second, _ = scratch_of(zero, given, channels, core)
     fill(first, zero)
     fill(second, zero)
     centers(zero, given, sets, begin // parts, center)
@@ -135,8 +133,7 @@ def back(zero, arguments, begin, end, core):
     x, xn, xs = place(given, X)
     d, dn, ds = place(given, Y)
     channels, size, parts, sets, samples = sizes(given)
-    center, scale = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    slope, offset = scratch_of(zero, given, channels, core, 2), scratch_of(zero, given, channels, core, 3)
+    center, scale, slope, offset = scratch_of(zero, given, channels, core)
     n = begin // parts
     centers(zero, given, sets, n, center)
     scales(zero, given, sets, samples, n, scale)

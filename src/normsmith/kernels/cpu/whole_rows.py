@@ -9,6 +9,7 @@ from normsmith.kernels.cpu.whole_sets import (
     BIAS,
     DY,
     LINES,
+    START,
     X,
     Y,
     centers,
@@ -52,10 +53,9 @@ def transfer(zero, arguments, begin, end, core):
     x, xn, xc = place(given, X)
     y, yn, yc = place(given, Y)
     channels, size, _, sets, samples = sizes(given)
-    center, scale = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    shift = scratch_of(zero, given, channels, core, 2)
+    center, scale, shift, _ = scratch_of(zero, given, channels, core)
     if given[BIAS] != 0:
-        shift = view(np.int64(given[BIAS]), zero, 0, channels)
+        shift = view(np.int64(given[BIAS]), zero, START, channels)
     else:
         fill(shift, zero)
     centers(zero, given, sets, begin, center)
@@ -74,7 +74,7 @@ def gather(zero, arguments, begin, end, core):
     g, gn, gc = place(given, DY)
     x, xn, xc = place(given, X)
     channels, size, parts, sets, _ = sizes(given)
-    center = scratch_of(zero, given, channels, core, 0)
+    center, _, _, _ = scratch_of(zero, given, channels, core)
     centers(zero, given, sets, begin, center)
     totals, products = sums_of(given, channels, parts, begin, begin, core)
     for c in range(channels):
@@ -99,8 +99,7 @@ def back(zero, arguments, begin, end, core):
     x, xn, xc = place(given, X)
     d, dn, dc = place(given, Y)
     channels, size, _, sets, samples = sizes(given)
-    center, scale = scratch_of(zero, given, channels, core, 0), scratch_of(zero, given, channels, core, 1)
-    slope, offset = scratch_of(zero, given, channels, core, 2), scratch_of(zero, given, channels, core, 3)
+    center, scale, slope, offset = scratch_of(zero, given, channels, core)
     centers(zero, given, sets, begin, center)
     scales(zero, given, sets, samples, begin, scale)
     spread(view(np.int64(given[LINES]), zero, begin * sets, sets), cast(1, zero), slope)

@@ -18,15 +18,15 @@ from normsmith.kernels.cpu.memory import cast, fill, inner, view
 from normsmith.kernels.cpu.stages import Stage
 
 WIDE = np.float64(0)
-X, Y, DY, SIZES, WEIGHT, BIAS, FOUND, EPS, CENTERED, ROOM, OWN, SCRATCH, LINES, SUMS, TASKS = (
-    0, 3, 6, 9, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24
-)  # fmt: skip
-LENGTH = 25
+START = np.int64(0)  # as all below not a literal, for each of which numba would compile what is called with it anew
+X, Y, DY, SIZES, WEIGHT, BIAS, FOUND, EPS, CENTERED, ROOM, OWN, SCRATCH, LINES, SUMS, TASKS, LENGTH = map(
+    np.int64, (0, 3, 6, 9, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25)
+)
 
 
 @inner
 def table(arguments):
-    return view(arguments, WIDE, 0, LENGTH)
+    return view(arguments, WIDE, START, LENGTH)
 
 
 @inner
@@ -56,9 +56,15 @@ def sums_of(given, channels, parts, run, begin, core):
 
 
 @inner
-def scratch_of(zero, given, channels, core, number):
-    """One of the four vectors of a core."""
-    return view(np.int64(given[SCRATCH]), zero, (4 * core + number) * channels, channels)
+def scratch_of(zero, given, channels, core):
+    """The four vectors of a core."""
+    room, at = np.int64(given[SCRATCH]), 4 * core * channels
+    return (
+        view(room, zero, at, channels),
+        view(room, zero, at + channels, channels),
+        view(room, zero, at + 2 * channels, channels),
+        view(room, zero, at + 3 * channels, channels),
+    )
 
 
 @inner
@@ -84,7 +90,7 @@ def scales(zero, given, sets, samples, n, scale):
     """What every channel of a sample is multiplied with."""
     spread(view(np.int64(given[FOUND]), zero, (2 * samples + n) * sets, sets), cast(1, zero), scale)
     if given[WEIGHT] != 0:
-        weights = view(np.int64(given[WEIGHT]), zero, 0, scale.size)
+        weights = view(np.int64(given[WEIGHT]), zero, START, scale.size)
         for c in range(scale.size):
             scale[c] *= weights[c]
 
@@ -104,7 +110,7 @@ def settle(zero, arguments, begin, end, core):
             step = more[c] - means[c]
             squares[c] += squares_more[c] + step * step * both
             means[c] += step * share
-    found = view(np.int64(given[FOUND]), zero, 0, 3 * samples * sets)
+    found = view(np.int64(given[FOUND]), zero, START, 3 * samples * sets)
     share, wide = 1.0 / (np.float64(members) * size), np.float64(size)
     for g in range(sets):
         middle, squared = 0.0, 0.0
@@ -132,10 +138,8 @@ def pull(zero, arguments, begin, end, core):
         for c in range(channels):
             totals[c] += more[c]
             products[c] += products_more[c]
-    inverses, factor = (
-        view(np.int64(given[FOUND]), zero, (2 * samples + n) * sets, sets),
-        scratch_of(zero, given, channels, core, 0),
-    )
+    inverses = view(np.int64(given[FOUND]), zero, (2 * samples + n) * sets, sets)
+    factor = scratch_of(zero, given, channels, core)[0]
     spread(inverses, cast(1, zero), factor)
     tasks = np.int64(given[TASKS])
     task = (n * tasks + tasks - 1) // samples  # the last that begins at n or before
@@ -146,11 +150,11 @@ def pull(zero, arguments, begin, end, core):
         sums[c] += products[c] * factor[c]
         sums[channels + c] += totals[c]
     if given[WEIGHT] != 0:
-        weights = view(np.int64(given[WEIGHT]), zero, 0, channels)
+        weights = view(np.int64(given[WEIGHT]), zero, START, channels)
         for c in range(channels):
             totals[c] *= weights[c]
             products[c] *= weights[c]
-    lines, share = view(np.int64(given[LINES]), zero, 0, 2 * samples * sets), 1.0 / (np.float64(members) * size)
+    lines, share = view(np.int64(given[LINES]), zero, START, 2 * samples * sets), 1.0 / (np.float64(members) * size)
     for g in range(sets):
         inverse, total, product = np.float64(inverses[g]), 0.0, 0.0
         for c in range(g * members, (g + 1) * members):
