@@ -279,6 +279,7 @@ def test_what_each_call_alone_had():
     ]
     for x in calls:
         layer.take(x)
+    layer.end_forward()
     each, finite = layer.each.last(2)
     assert finite.all()
     for x, mean, var, count in zip(calls[1:], each.mean, each.var, each.count, strict=True):

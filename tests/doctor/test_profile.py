@@ -1,3 +1,5 @@
+import copy
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -247,3 +249,41 @@ def test_a_first_sample_unlike_the_rest_does_not_decide_on_the_grid():
     profile.add(x)
     low, high = profile.quantiles((0.25, 0.75)).value.unbind(1)
     torch.testing.assert_close(high - low, torch.full((3,), 1.349, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+LAYOUTS = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.to(memory_format=torch.channels_last),
+    "every second": lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, ::2, ::2],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "negative": lambda x: torch._neg_view(-x),
+    "negative columns": lambda x: torch._neg_view(-x.to(memory_format=torch.channels_last)),
+    "one position": lambda x: x.movedim(1, 3).reshape(-1, 3),
+    "half": lambda x: x.half(),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_batches_laid_out_alike_or_not(backend):
+    batches = [(torch.randn(4, 3, 6, 2) * 16).round() / 8 for _ in range(24)]  # which half precision can hold
+    names = [name for name in LAYOUTS for _ in range(3)]
+    plain, profile = profile_of(*batches), Profile(3)
+    for x, name in zip(batches, names, strict=True):
+        laid_out = LAYOUTS[name](x)
+        with ns.backend(backend if name == "columns" else "auto"):
+            low, high = profile.add(laid_out)
+        torch.testing.assert_close(low, laid_out.flatten(2).amin(2) if laid_out.dim() > 2 else laid_out, check_dtype=False)
+        torch.testing.assert_close(high, laid_out.flatten(2).amax(2) if laid_out.dim() > 2 else laid_out, check_dtype=False)
+    torch.testing.assert_close(profile.moments.facts, plain.moments.facts, rtol=1e-5, atol=1e-4)
+    assert torch.equal(profile.tallies, plain.tallies)
+
+
+def test_a_copy_counts_for_itself():
+    first, second = torch.randn(2, 8, 3, 5)
+    profile = profile_of(first, second)
+    other = copy.deepcopy(profile)
+    for _ in range(2):
+        other.add(second)
+    assert (profile.moments.count == 80).all()
+    assert (other.moments.count == 160).all()
+    assert (other.tallies.sum(1) == 160).all()

@@ -1,6 +1,7 @@
 """The pass over a tensor that feeds moments and histograms: `kernels/cpu/shape.py` where it can work, plain torch elsewhere."""
 
-from typing import NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,18 @@ from normsmith.errors import InputError
 from normsmith.kernels import reference
 from normsmith.kernels.choose import backend_for, kernels_take
 
+if TYPE_CHECKING:
+    from normsmith.kernels.cpu.describe import Pass
+
 # The columns of the facts of a channel.
 COUNT, MEAN, SECOND, THIRD, FOURTH, LOW, HIGH, NOT_FINITE = range(8)
+NOTHING = (0, 0, 0, 0, 0, math.inf, -math.inf, 0)
 CHUNK = 1 << 21  # elements that plain torch widens to float64 at once
+
+
+def in_kernels(x: Tensor) -> bool:
+    """Whether the cpu kernels take x."""
+    return kernels_take(x) and backend_for(x) is not reference
 
 
 class Extremes(NamedTuple):
@@ -25,48 +35,43 @@ class Extremes(NamedTuple):
 
 def no_facts(channels: int, device: torch.device | str | None = None) -> Tensor:
     """The facts of channels that nothing is known of."""
-    facts = torch.zeros((channels, 8), dtype=torch.float64, device=device)
-    facts[:, LOW], facts[:, HIGH] = torch.inf, -torch.inf
-    return facts
+    return torch.tensor([NOTHING], dtype=torch.float64, device=device).repeat(channels, 1)
 
 
 def checked(x: Tensor, channels: int, who: str) -> Tensor:
-    """`x` as (N, C, S) in a type and on a device that statistics can be taken on."""
+    """`x` in a type and on a device that statistics can be taken on."""
     if x.dim() < 2 or x.shape[1] != channels or not x.is_floating_point():
         raise InputError(
             f"{who} expects floating-point tensors of shape (N, {channels}, ...): got {x.dtype} of shape {tuple(x.shape)}; make "
             "a stream for each tensor that has channels of its own, and cast whole numbers"
         )
-    x = cut(x.detach())
+    x = x.detach()
     if x.device.type == "mps":  # it has no float64
         x = x.cpu()
     return reference.widened(x)
 
 
-def describe(
-    x: Tensor,
-    facts: Tensor,
-    tallies: Tensor | None = None,
-    grid: Grid | None = None,
-    narrowed: tuple[Tensor, Tensor] | None = None,
-) -> Extremes:
-    """Add a checked x to facts, (C, 8), and to tallies, (C, bins), on the grid; the extremes of its cells.
+def pass_over(x: Tensor, facts: Tensor, tallies: Tensor | None = None, grid: Grid | None = None) -> "Pass | None":
+    """What adds x, and all that are laid out alike, to facts and tallies, and finds the extremes of cells; None where kernels cannot."""
+    if not in_kernels(x):
+        return None
+    from normsmith.kernels.cpu.describe import Pass  # noqa: PLC0415  (numba)
 
-    `narrowed` is the grid in the type of x, if the caller has it already.
-    """
-    samples, channels, _ = x.shape
-    extremes = x.new_empty((2, channels, samples))
+    return Pass(x, facts, tallies, None if grid is None else grid.narrowed(x.dtype))
+
+
+def describe(x: Tensor, facts: Tensor, tallies: Tensor | None = None, grid: Grid | None = None) -> Extremes:
+    """Add a checked x to facts, (C, 8), and to tallies, (C, bins), on the grid; the extremes of its cells."""
+    in_kernel = pass_over(x, facts, tallies, grid)
+    if in_kernel is not None:
+        return Extremes(*in_kernel(x))
+    cells = cut(x)
+    samples, channels, size = cells.shape
     if x.numel() == 0:
-        extremes[0], extremes[1] = torch.inf, -torch.inf
-    elif kernels_take(x) and backend_for(x) is not reference:
-        from normsmith.kernels.cpu.describe import describe as in_kernel  # noqa: PLC0415  (numba)
-
-        in_kernel(x, facts, extremes, tallies, narrowed or (None if grid is None else grid.narrowed(x.dtype)))
-    else:
-        extremes[0], extremes[1] = x.amin(2).T, x.amax(2).T
-        for part in torch.split(x, max(1, CHUNK // (x.shape[1] * x.shape[2]))):
-            _describe(part.transpose(0, 1).reshape(channels, -1), facts, tallies, grid)
-    return Extremes(extremes[0].T, extremes[1].T)
+        return Extremes(x.new_full((samples, channels), torch.inf), x.new_full((samples, channels), -torch.inf))
+    for part in torch.split(cells, max(1, CHUNK // (channels * size))):
+        _describe(part.transpose(0, 1).reshape(channels, -1), facts, tallies, grid)
+    return Extremes(cells.amin(2), cells.amax(2))
 
 
 def _describe(x: Tensor, facts: Tensor, tallies: Tensor | None, grid: Grid | None) -> None:

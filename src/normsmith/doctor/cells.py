@@ -19,7 +19,7 @@ def chosen(channels: int) -> Tensor:
 
 def thinned(x: Tensor, samples: int) -> Tensor:
     """The chosen channels of the first samples of x, cut, in a type that statistics can be taken in."""
-    x = cut(x[:samples])
+    x = cut(x[:samples].detach())
     if x.shape[1] > CHANNELS:
         step, even = x.shape[1] // CHANNELS, x.shape[1] % CHANNELS == 0 and layout(x) == "rows"
         x = x[:, ::step] if even else x.index_select(1, chosen(x.shape[1]).to(x.device))  # a view where the kernels can take it
@@ -40,6 +40,11 @@ class Cells:
     def wanted(self, samples: int) -> int:
         """How many samples to take of a batch of so many."""
         return min(samples, SAMPLES - self._held, SAMPLES // 2)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more samples are wanted."""
+        return self._held >= SAMPLES
 
     def add(self, x: Tensor) -> tuple[Tensor, Moments | None]:
         """Take some samples of a batch of shape (N, C, ...); what was taken of it, and its cells."""

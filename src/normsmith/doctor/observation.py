@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from normsmith.doctor._describe import Extremes
 from normsmith.doctor.calls import Calls
 from normsmith.doctor.cells import Cells
 from normsmith.doctor.consistency import Consistency, Taken, take
@@ -20,6 +21,14 @@ from normsmith.surgery._source import Source
 if TYPE_CHECKING:
     from normsmith.doctor.checks._gap import Gap
     from normsmith.doctor.shift import Shift
+
+
+class _Call(NamedTuple):
+    """What is left of a call of a layer."""
+
+    extremes: Extremes
+    samples: int
+    numbers: Tensor | None
 
 
 @dataclass(eq=False)
@@ -50,22 +59,35 @@ class Layer:
     shift: "Shift | None" = None
     gap: "Gap | None" = None  # kept when it was asked for first, after the observation
     each: Calls = field(default_factory=Calls)  # what each call alone had
+    _call: _Call | None = None  # the last one, if it was not yet looked at
 
     def take(self, x: Tensor, numbers: Tensor | None = None) -> None:
         """Add the input of one call, (N, C, ...), with the numbers of the samples that its rows are of, where they are known."""
-        if self.profile is None:
+        self._end_call()
+        if self.profile is None or self.cells is None:
             self.profile, self.cells = Profile(x.shape[1], x.device), Cells(x.shape[1], x.device)
             self.outlying = Outlying(x.shape[1], x.device)
             self.taken = take(*self.cells.add(x))
-        else:
-            assert self.cells is not None
+        elif not self.cells.full:
             self.cells.add(x)
-        assert self.outlying is not None
         self.each.begin(self.profile.moments.facts)
-        extremes = self.profile.add(x)
-        self.each.end(self.profile.moments.facts, x.shape[0])
-        if numbers is not None:
-            self.outlying.look(extremes, numbers, self.profile.moments)
+        self._call = _Call(self.profile.add(x), x.shape[0], numbers)
+        if x.shape[0] * x.shape[1] == x.numel():  # as large as x: too much to keep of all layers
+            self._end_call()
+
+    def end_forward(self) -> None:
+        """Come to the end of what the calls of one forward gave."""
+        self._end_call()
+        self.each.end_forward()
+
+    def _end_call(self) -> None:
+        """Do what can wait until the next call or the end of the forward: layer after layer, it takes half the time."""
+        call, self._call = self._call, None
+        if call is None or self.profile is None or self.outlying is None:
+            return
+        self.each.end(self.profile.moments.facts, call.samples)
+        if call.numbers is not None:
+            self.outlying.look(call.extremes, call.numbers, self.profile.moments)
 
     @property
     def calls_in_forward(self) -> int:

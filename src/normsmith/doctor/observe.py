@@ -121,15 +121,17 @@ class _Job:
     def _take(self, batch: Any) -> None:
         size = size_of(batch)
         self.passing.begin(self.pictures.numbers(size))
-        run_batch(self.seen.model, batch, self.forward)
         seen = self.seen
+        try:
+            run_batch(seen.model, batch, self.forward)
+        finally:
+            for layer in seen.layers:
+                layer.end_forward()
         seen.first = batch if seen.first is None else seen.first
         seen.batches += 1
         seen.samples += size
         seen.batch_sizes.append(size)
         seen.forwards = max(seen.forwards, self.passing.forwards)
-        for layer in seen.layers:
-            layer.each.end_forward()
         self.pictures.add(batch, size, self._furthest)
         if self.keep is not None:
             self.keep(batch)

@@ -1,13 +1,17 @@
 """`Profile`: the four moments and a histogram of every channel, in one pass; quantiles and tails with known errors."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from normsmith.doctor._describe import Extremes, checked, describe, no_facts
+from normsmith.cells import cut
+from normsmith.doctor._describe import Extremes, checked, describe, in_kernels, no_facts, pass_over
 from normsmith.doctor.grid import BINS, Grid, edges, fitting, places
 from normsmith.doctor.moments import FourMoments
+
+if TYPE_CHECKING:
+    from normsmith.kernels.cpu.describe import Pass
 
 FIRST = 1024  # elements of a channel, of all samples of the first batch, that decide on its grid
 PERCENTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -37,7 +41,11 @@ class Profile:
         self.blur = torch.zeros(channels, dtype=torch.int64, device=device)
         self._open = True  # whether a channel may still be without a scale
         self._held = 0  # elements a channel at most
-        self._narrowed: tuple[Grid, Tensor, Tensor] | None = None  # the grid in the type of the data
+        self._pass: Pass | None = None  # the last one, which may do again
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses, which are good for these tensors only, not for copies."""
+        return vars(self) | {"_pass": None}
 
     def fresh(self) -> "Profile":
         """An empty profile on this one's grid."""
@@ -46,37 +54,48 @@ class Profile:
         return empty
 
     def add(self, x: Tensor) -> Extremes:
-        """Add a batch of shape (N, C, ...); the extremes of its cells, which the pass finds too."""
-        view = checked(x, self.channels, "Profile")
-        if view.device != self.tallies.device:
-            self._restore([t.to(view.device) for t in self.state()])
-        self._make_room(view.shape[0] * view.shape[2])
-        if not self._open:
-            if self._narrowed is None or self._narrowed[0] is not self.grid or self._narrowed[1].dtype != view.dtype:
-                self._narrowed = self.grid, *self.grid.narrowed(view.dtype)
-            return describe(view, self.moments.facts, self.tallies, self.grid, self._narrowed[1:])
+        """Add a batch of shape (N, C, ...); the extremes of its cells, which the pass finds too, and which are good until the next."""
+        if self._pass is None or not self._pass.takes(x) or not in_kernels(x):
+            self._pass, x = None, checked(x, self.channels, "Profile")
+            if x.device != self.tallies.device:
+                self._restore([t.to(x.device) for t in self.state()])
+        self._make_room(x.numel() // max(self.channels, 1))
+        if self._open and not bool(self.moments.count.any()):
+            self._begin(cut(x))
+        return self._add_late(cut(x)) if self._open else self._add(x)
+
+    def _begin(self, x: Tensor) -> None:
+        """Choose grids by some elements of the first batch."""
+        first = FourMoments(self.channels, x.device)
+        step = max(x.shape[0] * x.shape[2] // FIRST, 1) | 1  # odd, or it would keep to one column of a map
+        describe(x[:, :, ::step], first.facts)
+        self._settle(first, x.dtype)
+
+    def _add(self, x: Tensor) -> Extremes:
+        """Add x on grids that are settled."""
+        if self._pass is None:
+            self._pass = pass_over(x, self.moments.facts, self.tallies, self.grid)
+        return describe(x, self.moments.facts, self.tallies, self.grid) if self._pass is None else Extremes(*self._pass(x))
+
+    def _add_late(self, x: Tensor) -> Extremes:
+        """Add x where channels may have got a scale only by it: their tallies are made anew."""
         before = self.moments.count.clone()
-        if not bool(before.any()):  # no grid yet
-            first = FourMoments(self.channels, view.device)
-            step = max(view.shape[0] * view.shape[2] // FIRST, 1) | 1  # odd, or it would keep to one column of a map
-            describe(view[:, :, ::step], first.facts)
-            self._settle(first, view.dtype)
-        extremes = describe(view, self.moments.facts, self.tallies, self.grid)
+        extremes = describe(x, self.moments.facts, self.tallies, self.grid)
         values, std = self.grid.center, self.moments.std
         late = ((self.grid.scale == 0) & (self.moments.count > 0) & ((std > 0) | (before == 0))).nonzero().flatten()
-        self._settle(self.moments, view.dtype)
+        self._settle(self.moments, x.dtype)
         if len(late):  # their last batch was tallied without a scale, and before it they had one value or none
-            part, grid, tallies = view[:, late], Grid(*(t[late] for t in self.grid)), torch.zeros_like(self.tallies[late])
-            bins = places(values[late].to(view.dtype).unsqueeze(1), grid)
+            part, grid, tallies = x[:, late], Grid(*(t[late] for t in self.grid)), torch.zeros_like(self.tallies[late])
+            bins = places(values[late].to(x.dtype).unsqueeze(1), grid)
             tallies.scatter_(1, bins, before[late].to(tallies.dtype).unsqueeze(1))
-            describe(part, no_facts(len(late), view.device), tallies, grid)
+            describe(part, no_facts(len(late), x.device), tallies, grid)
             self.tallies[late] = tallies
         return extremes
 
     def _make_room(self, elements: int) -> None:
         self._held += elements
         if self._held > FULL and self.tallies.dtype == torch.int32:
-            self.tallies = self.tallies.long()
+            self.tallies, self._pass = self.tallies.long(), None
 
     def _settle(self, seen: FourMoments, dtype: torch.dtype) -> None:
         """Give a grid to the channels that have more than one value in what was seen; of those with one it is the center."""
@@ -145,6 +164,7 @@ class Profile:
 
     def _restore(self, state: list[Tensor]) -> None:
         facts, tallies, center, scale, self.blur = state
+        self._pass = None
         self.moments, self.grid = FourMoments.of(facts), Grid(center, scale)
         self._held = int(tallies.sum(1).amax().item()) if self.channels else 0
         self.tallies = tallies.to(torch.int64 if self._held > FULL else torch.int32, copy=True).contiguous()

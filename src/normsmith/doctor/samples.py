@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normsmith.doctor._describe import Extremes
+from normsmith.doctor._describe import Extremes, in_kernels
 from normsmith.doctor.moments import FourMoments
-from normsmith.doctor.topk import LAST, TopK, in_kernels, ordered, scores_of
+from normsmith.doctor.topk import LAST, TopK, ordered, scores_of
 
 KEPT, SHOWN = 8, 8
 FIRES, FLOOR = 5.0, 4.0  # deviations
@@ -63,8 +63,9 @@ class Outlying(TopK):
         if not self._begun:
             self.begin(moments)
         low, high = cells
-        if len(high) != len(numbers):
-            low, high = (t.reshape(len(numbers), -1, t.shape[1]) for t in cells)
+        rows = numbers.shape[0]
+        if high.shape[0] != rows:
+            low, high = (t.reshape(rows, -1, t.shape[1]) for t in cells)
             low, high = low.amin(1), high.amax(1)
         self.keys = self.keys.to(high.device)
         if high.dtype == torch.float32 and low.stride() == high.stride() and in_kernels(high):
@@ -132,7 +133,10 @@ def tops(streams: Sequence[tuple[Outlying, FourMoments]], count: int = SHOWN) ->
     sizes = [moments.channels for _, moments in streams]
     mean, std = (torch.split(t, sizes) for t in (every.mean, every.std))
     center, unit = torch.cat([t for m in mean for t in (m, -m)]), torch.cat([t for s in std for t in (s, s)])
-    furthest = _deviations(keys, center, unit).amax(1)  # of all: the first ones may be infinite, which counts for nothing
+    held = ((keys[:, 0] & LAST) != 0).nonzero().flatten()  # in most rows there is no sample
+    furthest = torch.full((len(keys),), -torch.inf, dtype=torch.float64)
+    # Of all that a row holds: the first ones may be infinite, which counts for nothing.
+    furthest[held] = _deviations(keys[held], center[held], unit[held]).amax(1)
     best, start = [], 0
     for size in sizes:  # what is in no such row has as many before it
         rows = furthest[start : start + 2 * size]

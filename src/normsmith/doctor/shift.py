@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normsmith.doctor.checks._gap import gap, statistics_of, take_gaps
+from normsmith.doctor.checks._gap import gap, take_gaps
 from normsmith.doctor.observation import Layer
 
 
@@ -47,10 +47,9 @@ def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor
 def take_shifts(layers: Sequence[Layer]) -> None:
     """Fill in those of the layers with running statistics which saw data; none where the statistics are not finite."""
     tracked = [layer for layer in layers if layer.tracked and layer.reached]
-    take_gaps([layer for layer in tracked if layer.gap is None])
     if not tracked:
         return
-    have = statistics_of(tracked)
+    have = take_gaps(tracked)
     tiny = torch.finfo(torch.float64).tiny
     var, source_var = ((v + have.eps).clamp_min(tiny) for v in (have.var, have.running_var))
     both = have.mean, var, have.running_mean, source_var

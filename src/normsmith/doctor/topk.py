@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
+from normsmith.doctor._describe import in_kernels
 from normsmith.errors import InputError, OptionError
-from normsmith.kernels import reference
-from normsmith.kernels.choose import backend_for, kernels_take
 
 _EMPTY = torch.iinfo(torch.int64).min
 LAST = 2**32 - 1
@@ -16,11 +15,6 @@ def ordered(scores: Tensor) -> Tensor:
     """Integers that are ordered as these floats, both zeros being one."""
     words = (scores.contiguous() + 0.0).view(torch.int32)
     return words ^ ((words >> 31) & _TOP)
-
-
-def in_kernels(scores: Tensor) -> bool:
-    """Whether the cpu kernels take these scores."""
-    return kernels_take(scores) and backend_for(scores) is not reference
 
 
 def scores_of(keys: Tensor) -> Tensor:

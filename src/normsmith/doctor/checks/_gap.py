@@ -69,10 +69,8 @@ def _own(layer: Layer, statistic: Tensor) -> Tensor:
     return own
 
 
-def take_gaps(layers: Sequence[Layer]) -> None:
-    """Fill in the gaps of layers with running statistics which saw data."""
-    if not layers:
-        return
+def take_gaps(layers: Sequence[Layer]) -> Statistics:
+    """Fill in the gaps of layers, at least one, with running statistics which saw data; what they follow from."""
     have = statistics_of(layers)
     by_data, by_buffers = (have.var + have.eps).rsqrt(), (have.running_var + have.eps).rsqrt()
     off = (have.mean - have.running_mean).square()
@@ -87,3 +85,4 @@ def take_gaps(layers: Sequence[Layer]) -> None:
     sizes = (have.total(weight * squares) / scale).sqrt().tolist()
     for layer, size, chance, channels in zip(layers, sizes, chances, torch.split(squares.sqrt(), have.sizes), strict=True):
         layer.gap = Gap(size, chance, channels)
+    return have
