@@ -66,7 +66,9 @@ class Blend(Moments):
         assert self.shares is not None
         *found, own = to.by.weigh(d_mean, d_var, self.blended, *self.shares)
         for t, share, grad in zip((self.mean_weights, self.var_weights), self.shares, found, strict=True):
-            passed = torch.ops.aten._softmax_backward_data(grad, share, 0, share.dtype) if self.softmax else grad
+            passed = (
+                torch.ops.aten._softmax_backward_data(grad.to(share.dtype), share, 0, share.dtype) if self.softmax else grad
+            )
             to.tensors.append((t, fit(passed, t)))
         for m, (own_mean, own_var) in zip(self.blended, own, strict=True):
             m.pull(own_mean, own_var, to)

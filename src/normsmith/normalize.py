@@ -76,7 +76,7 @@ def normalize(
     given = tuple(t for t in (*tensors, floor) if t is not None)
     result = run(step, step.plan.masked(x), given)
     if step.whole is not None:
-        step.cells = None  # which, not taken, would keep x beside what autograd saves of it
+        step.cells = step.batch = None  # which, not taken, would keep x beside what autograd saves of it
     return result if mask is None else replace(result, y=torch.where(mask, result.y, 0))
 
 

@@ -428,3 +428,36 @@ def test_every_batch_with_something_not_finite():
     for x in batches:
         x[0, 0, 0, 0] = torch.nan
     assert ns.examine(model, batches).findings
+
+
+class _Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.norm(self.conv(x)))
+
+
+def test_a_forward_in_inference_mode():
+    """What is left to do of a call is done when that mode has ended."""
+
+    def forward(model, batch):
+        with torch.inference_mode():
+            return model(batch)
+
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    for x in batches:
+        x[2] *= 30
+    with ns.backend("reference"):
+        missing = ns.examine(_Twice(), batches, forward=forward).missing
+    assert not [sentence for sentence in missing if "raised" in sentence]
+
+
+def test_what_is_before_a_layer_may_show_late():
+    class Late(_Twice):
+        def forward(self, x):
+            return self.norm(self.conv(x) if x.shape[1] == 3 else x)
+
+    seen = observe(Late(), [torch.randn(8, 8, 8, 8), *(torch.randn(8, 3, 8, 8) for _ in range(3))])
+    assert seen.layers[0].before == "conv"

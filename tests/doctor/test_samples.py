@@ -224,3 +224,24 @@ def test_two_infinities_do_not_either():
     high[0, 7], high[1, 7], high[2, 7] = torch.inf, torch.inf, 31.0
     stream.look(Extremes(low, high), torch.arange(6), moments)
     assert stream.top(moments)[0][:2] == (2, 7)
+
+
+def test_no_sample_is_lost_behind_the_higher_floor_of_another_rank():
+    """A place that only elements beyond the floor take may stand before a sample, once rows of two ranks are merged."""
+    channels = 256
+    generator = torch.Generator().manual_seed(0)
+
+    def ranks(batches, number):
+        moments, outlying = FourMoments(channels), Outlying(channels)
+        for x in batches:
+            outlying.look(moments.add(x), torch.arange(number, number + len(x)), moments)
+            number += len(x)
+        return moments, outlying
+
+    wide, narrow, far = (torch.randn(8, channels, 16, generator=generator) for _ in range(3))
+    rest = [torch.randn(16, channels, 64, generator=generator) for _ in range(4)]
+    wide[:, 200] *= 10
+    far[3, 200, 5] = 30.0
+    one, other = ranks([wide, *rest], 0), ranks([narrow, far, *rest], 10_000)
+    sample, channel, _ = one[1].merge(other[1]).top(one[0].merge(other[0]))[0]
+    assert (sample, channel) == (10_011, 200)

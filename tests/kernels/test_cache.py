@@ -61,3 +61,24 @@ def test_a_user_without_a_home_is_no_error(monkeypatch):
     with cache.in_own_folder():
         pass
     assert not numba.config.CACHE_DIR
+
+
+BITS = """
+import hashlib, json, torch, normsmith as ns
+found = {}
+with ns.backend("cpu"):
+    for name in ("instance", "renorm", "filtered"):
+        torch.manual_seed(0)
+        x = (torch.randn(4, 4, 9, 9) * 2 + 0.3).requires_grad_()
+        layer = ns.make(name, 4, affine=True)
+        y = layer(x)
+        given = torch.autograd.grad(y, (x, layer.weight, layer.bias), torch.randn(x.shape))
+        found[name] = [hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for t in (y, *given)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_what_is_compiled_and_what_is_kept_agree_to_the_bit(tmp_path):
+    first, second = (facts_of(BITS, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first == second

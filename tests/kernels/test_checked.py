@@ -81,11 +81,13 @@ def test_one_constant_sample_is_enough(found):
     assert y[2].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("positions", [16, 1024, 128**2, 190**2])
+@pytest.mark.parametrize(("channels", "additions", "positions"), [
+    (32, 64, 16), (32, 1024, 1024), (32, 128**2, 128**2), (32, 190**2, 190**2), (2048, 49 * 256, 49), (768, 196 * 96, 196)
+])  # fmt: skip
 @pytest.mark.parametrize("away", [0.0, 0.5, 0.97])
-def test_what_is_believed_is_right_to_a_hundred_thousandth(positions, away):
-    limit = checked.BELIEVED / positions**0.5 - 1
-    x = columns(torch.randn(2, 32, positions) + away * limit**0.5)
+def test_what_is_believed_is_right_to_a_hundred_thousandth(channels, positions, additions, away):
+    limit = checked.BELIEVED / additions**0.5 - 1
+    x = columns(torch.randn(2, channels, positions) + away * limit**0.5)
     y = checked.group_norm(x, 1, None, None, 1e-5)
     if y is None:  # by chance beyond the limit
         assert away > 0.9
@@ -95,8 +97,9 @@ def test_what_is_believed_is_right_to_a_hundred_thousandth(positions, away):
     assert (slope - 1).abs().max() < 1e-5
 
 
-def test_no_size_is_believed_whose_sums_are_too_long():
-    assert checked.group_norm(columns(torch.randn(1, 4, 201**2)), 1, None, None, 1e-5) is None
+@pytest.mark.parametrize("shape", [(1, 4, 201**2), (2, 2048, 31 * 31)])
+def test_no_size_is_believed_whose_sums_are_too_long(shape):
+    assert checked.group_norm(columns(torch.randn(shape)), 1, None, None, 1e-5) is None
 
 
 @pytest.mark.parametrize(

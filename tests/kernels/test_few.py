@@ -30,7 +30,7 @@ CASES = [
     Case("kalman", {"affine": False}),
     Case("conditional"),
 ]
-SHAPES = [(4, CHANNELS, 5, 3), (6, CHANNELS, 2), (2, CHANNELS, 1, 9)]
+SHAPES = [(4, CHANNELS, 5, 3), (6, CHANNELS, 2, 2), (2, CHANNELS, 1, 9)]
 
 
 @pytest.fixture
@@ -160,3 +160,28 @@ def test_far_from_zero():
             found = layer(x)
         with ns.backend("reference"):
             assert float((found - layer.double()(x.double())).detach().abs().max()) < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_statistic_may_be_switched_off(made, backend):
+    x = example((4, CHANNELS, 3, 3), torch.float32).requires_grad_()
+    layer, without = ns.SwitchableNorm(CHANNELS), ns.SwitchableNorm(CHANNELS)
+    for logits, low in ((layer.mean_weight, -torch.inf), (without.mean_weight, -100.0)):
+        with torch.no_grad():
+            logits[1] = low
+    results = []
+    for one in (layer, without):
+        with ns.backend(backend):
+            y = one(x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), (x, one.mean_weight, one.var_weight))])
+    for a, b in zip(*results, strict=True):
+        assert_same(a, b, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "auto"])
+def test_shares_in_another_type(backend):
+    x = example((4, CHANNELS, 3, 3), torch.float32).requires_grad_()
+    layer = ns.SwitchableNorm(CHANNELS, dtype=torch.float64)
+    with ns.backend(backend):
+        grads = torch.autograd.grad(layer(x).pow(3).sum(), [x, *layer.parameters()])
+    assert [g.dtype for g in grads] == [torch.float32, *[torch.float64] * 4]

@@ -20,6 +20,9 @@ def conclude(seen: Observation, pictures: Pictures, company: Company) -> None:
         layer.consistency, layer.taken = found, None
     join(seen, company)
     layers = [layer for layer in seen.layers if None not in (layer.profile, layer.cells, layer.outlying)]
+    for layer in layers:
+        if layer.profile is not None:
+            layer.profile.close()
     for layer, curve in zip(layers, noise_curves([*map(_noise_of, layers)]), strict=True):
         layer.noise_curve = curve
     take_shifts(layers)

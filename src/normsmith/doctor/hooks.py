@@ -44,10 +44,14 @@ def watching(seen: Observation, passing: Passing) -> Iterator[None]:
 
     def count(*_: Any) -> None:
         passing.forwards += 1
-        if seen.batches and all(layer.calls for layer in seen.layers):  # what is before each is known
-            while origins:
-                origins.pop().remove()
+        if origins and seen.batches > 1:
+            now = [layer.before for layer in seen.layers]
+            if now == before and all(layer.calls for layer in seen.layers):  # the last batch brought nothing new
+                while origins:
+                    origins.pop().remove()
+            before[:] = now
 
+    before: list[str] = []
     origins = [m.register_forward_hook(remember) for m in names if is_weighted(m)]
     handles = [*origins, seen.model.register_forward_pre_hook(count)]
     for layer in seen.layers:

@@ -1,5 +1,6 @@
 """What was seen of a model: per layer the exact moments of its inputs and how it was used, without a verdict."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +58,7 @@ class Layer:
     top_samples: tuple[Sample, ...] = ()
     specificity: Specificity | None = None
     shift: "Shift | None" = None
-    gap: "Gap | None" = None  # kept when it was asked for first, after the observation
+    gap: "Gap | None" = None
     each: Calls = field(default_factory=Calls)  # what each call alone had
     _call: _Call | None = None  # the last one, if it was not yet looked at
 
@@ -72,13 +73,17 @@ class Layer:
             self.cells.add(x)
         self.each.begin(self.profile.moments.facts)
         self._call = _Call(self.profile.add(x), x.shape[0], numbers)
-        if x.shape[0] * x.shape[1] == x.numel():  # as large as x: too much to keep of all layers
+        if (
+            x.shape[0] * x.shape[1] == x.numel()
+        ):  # extremes as large as x, made anew by every call: too much to keep of all layers
             self._end_call()
 
     def end_forward(self) -> None:
         """Come to the end of what the calls of one forward gave."""
+        begin = time.perf_counter()
         self._end_call()
         self.each.end_forward()
+        self.seconds += time.perf_counter() - begin
 
     def _end_call(self) -> None:
         """Do what can wait until the next call or the end of the forward: layer after layer, it takes half the time."""
@@ -102,11 +107,13 @@ class Layer:
     @property
     def nonfinite(self) -> int:
         """Calls with NaN or infinity in the input."""
+        self._end_call()
         return self.each.nonfinite
 
     @property
     def means(self) -> Moments | None:
         """How the means of batches scatter, each with the weight of its samples."""
+        self._end_call()
         return self.each.means
 
     @property

@@ -47,6 +47,10 @@ class Profile:
         """Without addresses, which are good for these tensors only, not for copies."""
         return vars(self) | {"_pass": None}
 
+    def close(self) -> None:
+        """Let go of what only a further batch would need; it may come all the same."""
+        self._pass = None
+
     def fresh(self) -> "Profile":
         """An empty profile on this one's grid."""
         empty = Profile(self.channels, self.tallies.device)
@@ -55,8 +59,9 @@ class Profile:
 
     def add(self, x: Tensor) -> Extremes:
         """Add a batch of shape (N, C, ...); the extremes of its cells, which the pass finds too, and which are good until the next."""
+        x = checked(x, self.channels, "Profile")
         if self._pass is None or not self._pass.takes(x) or not in_kernels(x):
-            self._pass, x = None, checked(x, self.channels, "Profile")
+            self._pass = None
             if x.device != self.tallies.device:
                 self._restore([t.to(x.device) for t in self.state()])
         self._make_room(x.numel() // max(self.channels, 1))

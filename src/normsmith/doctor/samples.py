@@ -55,7 +55,8 @@ class Outlying(TopK):
     def begin(self, moments: FourMoments) -> None:
         """Fill the rows with places that only elements beyond the floor take: of no sample, with the floor for a score."""
         floor = torch.cat([moments.mean, -moments.mean]) + FLOOR * torch.cat([moments.std, moments.std])
-        self.keys = (ordered(floor.float()).long() << 32).unsqueeze(1).expand(-1, self.k).contiguous()
+        with torch.inference_mode(False):  # that of the forward ends before the last of it is looked at
+            self.keys = (ordered(floor.float()).long() << 32).unsqueeze(1).expand(-1, self.k).clone()
         self._begun = True
 
     def look(self, cells: Extremes, numbers: Tensor, moments: FourMoments) -> None:
@@ -133,7 +134,7 @@ def tops(streams: Sequence[tuple[Outlying, FourMoments]], count: int = SHOWN) ->
     sizes = [moments.channels for _, moments in streams]
     mean, std = (torch.split(t, sizes) for t in (every.mean, every.std))
     center, unit = torch.cat([t for m in mean for t in (m, -m)]), torch.cat([t for s in std for t in (s, s)])
-    held = ((keys[:, 0] & LAST) != 0).nonzero().flatten()  # in most rows there is no sample
+    held = ((keys & LAST) != 0).any(1).nonzero().flatten()  # in most rows there is no sample
     furthest = torch.full((len(keys),), -torch.inf, dtype=torch.float64)
     # Of all that a row holds: the first ones may be infinite, which counts for nothing.
     furthest[held] = _deviations(keys[held], center[held], unit[held]).amax(1)

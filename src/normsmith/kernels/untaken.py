@@ -126,7 +126,7 @@ class Untaken(Pooled):
         if not self.waits:
             return None
         found = super().at_once(weight, bias, eps, centered=centered, bend=bend, towards=towards)
-        if found is not None or bend is not None or towards is not None or self._standardize is None:
+        if found is not None or bend is not None or towards is not None or self._standardize is None or self.height > 1:
             return found
         if not (_of_channels(weight, self.x) and _of_channels(bias, self.x)):
             return None

@@ -63,10 +63,10 @@ class BatchNorm(RunningNormalizer):
         if mean is None or not self.training:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if var is not None and tracked is not None and self.momentum is not None and self.moves_as_torch(x):
+            given = self.weight, self.bias, mean.data, var.data
+            y = torch.batch_norm(x, *given, True, self.momentum, self.eps, cudnn.enabled)
             tracked.add_(1)
-            return torch.batch_norm(
-                x, self.weight, self.bias, mean.data, var.data, True, self.momentum, self.eps, cudnn.enabled
-            )
+            return y
         mean, var = torch.zeros_like(mean), torch.zeros_like(mean)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         count = x.numel() // self.num_features

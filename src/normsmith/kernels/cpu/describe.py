@@ -1,4 +1,4 @@
-"""From a cut tensor to the loop of `shape.py`."""
+"""From a tensor to the loop of `shape.py`."""
 
 import math
 

@@ -24,6 +24,7 @@ SIZES, SCRATCH, D_WEIGHT, SOFTMAX, STAGE, FIRST = map(
 )
 MEAN, ROWS, D_WEIGHTS, RECORD = map(int, (few_loops.MEAN, few_loops.ROWS, few_loops.D_WEIGHTS, few_loops.RECORD))
 ELEMENTS = 65536  # above, several cores gain more than separate operations cost
+MANY = 4  # positions: below, what is kept of the cells would be several times x
 CELLS = 4096  # above, these would be more than what is done with x
 
 
@@ -31,7 +32,7 @@ def cells_later(x: Tensor, *, batch: bool = False) -> Pooled | None:
     """The moments of cells, when somebody asks for them; None if the batch's would be asked for first, and it is better not to wait."""
     samples, channels, positions = x.shape
     cells, kind = samples * channels, layout(x)
-    fits = cells <= CELLS and cells * positions <= ELEMENTS and (kind == "rows" or runs_of(x) == 1)
+    fits = cells <= CELLS and MANY <= positions <= ELEMENTS // cells and (kind == "rows" or runs_of(x) == 1)
     if fits and kind != "neither":
         return Untaken(x, 1, lambda: cell_moments(x), None, few=standardize)
     return None if batch else whole.cells_later(x)
@@ -53,11 +54,13 @@ def standardize(
         return None
     x = sources[0].moments.x
     affine = (weight, bias, None if bend is None else bend.level)
+    if towards is not None and any(t.numel() != x.shape[1] for t in towards[:2]):
+        return None
     for t in affine if towards is None else (*affine, *towards[:2]):
         if t is not None and not _is_readable(t, x):
             return None
     for t in _weights(blend):
-        if t.dtype != x.dtype or not t.is_contiguous() or t.shape != (len(sources),):
+        if t.dtype != x.dtype or t.device != x.device or t.is_neg() or not t.is_contiguous() or t.shape != (len(sources),):
             return None
     return _Few(x, sources, blend, affine, (eps, centered), None if bend is None else bend.kind, towards)
 

@@ -49,17 +49,21 @@ def _record(given, k):
 def _share_out(zero, given, number, softmax):
     """The shares of all sources, for the means and for the variances."""
     for both in range(2):
+        most, total = -np.inf, 0.0
         for k in range(number):
             own = _record(given, k)
             share, address = 1.0, np.int64(own[WEIGHTS + both])
             if address != 0:
                 share = np.float64(view(address, zero, NOTHING, ONE)[0])
-                if softmax:
-                    total = 0.0
-                    for other in range(number):
-                        total += np.exp(view(np.int64(_record(given, other)[WEIGHTS + both]), zero, NOTHING, ONE)[0] - share)
-                    share = 1.0 / total
             own[SHARES + both] = share
+            most = max(most, share)
+        if softmax:
+            for k in range(number):
+                own = _record(given, k)
+                own[SHARES + both] = np.exp(own[SHARES + both] - most)
+                total += own[SHARES + both]
+            for k in range(number):
+                _record(given, k)[SHARES + both] /= total
 
 
 @inner
@@ -100,7 +104,7 @@ def settle(zero, given, begin, end, core):
         row, tall, wide = np.int64(source[ROW]), np.int64(source[SAMPLES]), np.int64(source[CHANNELS])
         own, first, last = view(np.int64(t[KEPT]), zero, row * cells, 2 * cells), np.int64(source[BEGIN]), np.int64(source[END])
         if row != MEAN:
-            _pool(view(np.int64(t[KEPT]), zero, MEAN * cells, 2 * cells), own, cells, channels, tall, wide)
+            _pool(found, own, cells, channels, tall, wide)
         for n in range(0, cells, channels):
             for i in range(n + first, n + last):
                 kept[middle + i] += own[i] * source[SHARES]

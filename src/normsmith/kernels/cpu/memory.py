@@ -15,6 +15,9 @@ OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
     "no_cfunc_wrapper": True,  # never called from C: less to compile
+    # Else a caller that is compiled calls what was compiled by itself before, and, when it comes from the cache, what was compiled with it:
+    # which may round differently.
+    "forceinline": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
