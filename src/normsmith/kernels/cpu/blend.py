@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.memory import cast, inner, sequential, view
 
 
-@sequential
+@inner
 def _weigh_by_rows(zero, samples, channels, pooled, grad, value, weight, own, dot):
     """For a statistic of every cell, or of every sample, `pooled` over its channels."""
     share = view(weight, zero, 0, 1)[0]
@@ -27,7 +27,7 @@ def _weigh_by_rows(zero, samples, channels, pooled, grad, value, weight, own, do
     view(dot, zero, 0, 1)[0] = total
 
 
-@sequential
+@inner
 def _weigh_by_columns(zero, samples, channels, grad, value, weight, own, dot):
     """For a statistic of every channel."""
     share = view(weight, zero, 0, 1)[0]
@@ -56,7 +56,7 @@ def weigh_source(zero, samples, channels, rows, columns, d_mean, d_var, mean, va
         _weigh_by_columns(zero, samples, channels, d_var, var, q, own_var, dot_var)
 
 
-@sequential
+@inner
 def _move(zero, rows, size, average, value, factor, step):
     """An average moved towards each row of values in order, times `factor`, by `step` of the way."""
     averages, values = view(average, zero, 0, size), view(value, zero, 0, rows * size)

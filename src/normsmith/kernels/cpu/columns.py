@@ -10,14 +10,14 @@ runs together.
 import numpy as np
 
 from normsmith.kernels.cpu.bend import bent, through
-from normsmith.kernels.cpu.memory import cast, fill, sequential, view
+from normsmith.kernels.cpu.memory import cast, fill, inner, sequential, view
 
 BLOCK = 128  # positions summed in their own type before they go into the float64 sums
 HEIGHT = 8  # positions added at once: the running sums are then loaded and stored once for eight of them
 WIDE = np.float64(0)
 
 
-@sequential
+@inner
 def guess(zero, x, start, positions, xs, pivot):
     """A guess at the mean of every channel in a run, from four of its positions, as in `rows.py`."""
     quarter = positions // 4 * xs
@@ -27,7 +27,7 @@ def guess(zero, x, start, positions, xs, pivot):
         pivot[c] = (one[c] + two[c] + three[c] + four[c]) * cast(0.25, zero)
 
 
-@sequential
+@inner
 def _guess_within(zero, x, start, positions, xs, low, high, pivot, found):
     """The same from those of the four that lie between the bounds, or else from the first element that does."""
     one = cast(1, zero)
@@ -55,7 +55,7 @@ def _guess_within(zero, x, start, positions, xs, low, high, pivot, found):
         found[c] = zero
 
 
-@sequential
+@inner
 def add(zero, x, start, height, xs, pivot, first, second):
     """Add the deviations and squared deviations from the pivot over a block of positions."""
     channels = pivot.size
@@ -77,7 +77,7 @@ def add(zero, x, start, height, xs, pivot, first, second):
             second[c] += deviation * deviation
 
 
-@sequential
+@inner
 def _add_within(zero, x, start, height, xs, pivot, low, high, inside, first, second):
     """The same for the elements strictly between the bounds, which are counted."""
     one = cast(1, zero)
@@ -91,7 +91,7 @@ def _add_within(zero, x, start, height, xs, pivot, low, high, inside, first, sec
             inside[c] += one if keep else zero
 
 
-@sequential
+@inner
 def flush(narrow, wide, zero):
     """Move the sums of a block into those of the run."""
     for c in range(narrow.size):

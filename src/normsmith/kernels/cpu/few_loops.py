@@ -32,14 +32,14 @@ CENTER, SCALE, SHIFT, LEVELS, INVERSE, MIDDLE, MEAN, VAR, RATIO, DRIFT, ROWS = n
 NOTHING, ONE = np.arange(2)
 
 
-@sequential
+@inner
 def _place(given, at):
     """Three numbers: sizes, or address, stride of samples, and that of channels in rows, of positions in columns."""
     place = view(given, WIDE, at, DY)
     return np.int64(place[0]), np.int64(place[1]), np.int64(place[2])
 
 
-@sequential
+@inner
 def _record(given, k):
     """That of a source."""
     return view(given, WIDE, FIRST + RECORD * k, RECORD)
@@ -213,13 +213,13 @@ def _fold(zero, address, step, values, start, cells, channels):
                 found[c] = total
 
 
-@sequential
+@inner
 def _go_on(zero, given):
     """The stage between the two passes over x."""
     call(np.int64(view(given, WIDE, STAGE, ONE)[0]), zero, given, NOTHING, NOTHING, NOTHING)
 
 
-@sequential
+@inner
 def _places(zero, given):
     """Where center, scale, shift, level, pivot, slope and offset are, and the three sums of each cell."""
     t, (samples, channels, _) = view(given, WIDE, NOTHING, FIRST), _place(given, SIZES)

@@ -22,7 +22,8 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 sequential = njit(**OPTIONS)
-inner = njit(**{**OPTIONS, "cache": False})  # for what is compiled into one other function or two, which are kept
+# For what is only called by other compiled functions, which are kept.
+inner = njit(**{**OPTIONS, "cache": False, "no_cpython_wrapper": True})
 
 
 @intrinsic
@@ -105,7 +106,7 @@ def call(typing: Any, address: Any, zero: Any, arguments: Any, begin: Any, end: 
     return types.void(address, zero, arguments, begin, end, core), generate
 
 
-@sequential
+@inner
 def view(address, zero, offset, size):
     """`size` adjacent elements of the type of `zero`, beginning `offset` elements behind `address`."""
     return carray(_pointer(address + offset * item_size(zero), zero), (size,))

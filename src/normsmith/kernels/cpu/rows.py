@@ -9,13 +9,13 @@ Results that are sums (`count, mean, squares, total, ...`) are float64, one a ce
 import numpy as np
 
 from normsmith.kernels.cpu.bend import bent, through
-from normsmith.kernels.cpu.memory import cast, sequential, view
+from normsmith.kernels.cpu.memory import cast, inner, sequential, view
 
 BLOCK = 4096  # elements summed in their own type before they are merged in float64
 WIDE = np.float64(0)
 
 
-@sequential
+@inner
 def guess(block, zero):
     """A guess at the mean from four elements, to sum deviations from.
 
@@ -26,7 +26,7 @@ def guess(block, zero):
     return (block[0] + block[quarter] + block[2 * quarter] + block[3 * quarter]) * cast(0.25, zero)
 
 
-@sequential
+@inner
 def _guess_within(block, zero, low, high):
     """The same from those of the four that lie between the bounds, or else from the first element that does."""
     one = cast(1, zero)
@@ -45,7 +45,7 @@ def _guess_within(block, zero, low, high):
     return zero
 
 
-@sequential
+@inner
 def deviations(block, zero, pivot):
     """The sums of deviation and squared deviation from the pivot."""
     first = zero
@@ -57,7 +57,7 @@ def deviations(block, zero, pivot):
     return first, second
 
 
-@sequential
+@inner
 def _sums_within(block, zero, pivot, low, high):
     """How many elements lie between the bounds, and their sums of deviation and squared deviation from the pivot."""
     one = cast(1, zero)
@@ -73,7 +73,7 @@ def _sums_within(block, zero, pivot, low, high):
     return inside, first, second
 
 
-@sequential
+@inner
 def merged_with(count, mean, squares, inside, pivot, first, second):
     """Count, mean and summed squares of a cell with one more block, in float64."""
     rest = first / inside
