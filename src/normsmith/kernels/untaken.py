@@ -34,6 +34,7 @@ class Untaken(Pooled):
     """
 
     _standardize: Standardize | None
+    _take_batch: Callable[[], Moments] | None
     _cells: "Untaken | None"  # of which the sets are, unless these are the cells
     x: Tensor
     members: int
@@ -52,15 +53,17 @@ class Untaken(Pooled):
         height: int = 1,
         shape: tuple[int, int] | None = None,
         cells: "Untaken | None" = None,
+        take_batch: Callable[[], Moments] | None = None,
     ) -> None:
         count = height * members * x.shape[2]
         self.__dict__.update(x=x, members=members, height=height, shape=shape or (x.shape[0], x.shape[1]), _cells=cells)
         self.__dict__.update(count=count, by=by, few=few, _take=take, _standardize=standardize)  # past the frozen dataclass
+        self.__dict__["_take_batch"] = take_batch  # of x itself: the means of cells are rounded already
 
     def taken(self) -> None:
         """From now on x is of no more use."""
         values = self.__dict__
-        values["_take"] = values["few"] = None
+        values["_take"] = values["_take_batch"] = values["few"] = None
         values.pop("x", None)
         values.pop("_cells", None)
 
@@ -87,7 +90,7 @@ class Untaken(Pooled):
         if is_cells and dims == 1:
             return self._of_sets(1, channels, (samples, 1), lambda: whole(1))
         if is_cells and dims == 0 and self.few is not None:
-            return self._of_sets(samples, 1, (1, channels), lambda: whole(0))
+            return self._of_sets(samples, 1, (1, channels), self._take_batch or (lambda: whole(0)))
         return whole(dims)
 
     def pool_groups(self, groups: int) -> Moments:

@@ -34,7 +34,7 @@ def cells_later(x: Tensor, *, batch: bool = False) -> Pooled | None:
     cells, kind = samples * channels, layout(x)
     fits = cells <= CELLS and MANY <= positions <= ELEMENTS // cells and (kind == "rows" or runs_of(x) == 1)
     if fits and kind != "neither":
-        return Untaken(x, 1, lambda: cell_moments(x), None, few=standardize)
+        return Untaken(x, 1, lambda: cell_moments(x), None, few=standardize, take_batch=lambda: cell_moments(x, shared=True))
     return None if batch else whole.cells_later(x)
 
 
